@@ -1,0 +1,74 @@
+"""packages.toml as types. Knows nothing of where packages come from."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import BuildError
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package by its alternative names; `files` are globs of what the image takes from it."""
+
+    names: tuple[str, ...]
+    files: tuple[str, ...]
+    resolve: str
+    kernel: bool
+
+    def for_python(self, version: str) -> Package:
+        """The same with "{python}" filled in."""
+        fill = [tuple(text.replace("{python}", version) for text in texts) for texts in (self.names, self.files)]
+        return Package(fill[0], fill[1], self.resolve, self.kernel)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A Python distribution of the host's environment."""
+
+    name: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """All of packages.toml."""
+
+    python: tuple[str, ...]
+    packages: tuple[Package, ...]
+    wheels: tuple[Wheel, ...]
+    stdlib_exclude: tuple[str, ...]
+    modules_load: tuple[str, ...]
+    modules_available: tuple[str, ...]
+    directories: tuple[str, ...]
+
+
+def read(path: Path) -> Declaration:
+    """Raises BuildError when a key is missing."""
+    try:
+        return _parse(tomllib.loads(path.read_text()))
+    except (KeyError, tomllib.TOMLDecodeError) as error:
+        raise BuildError(f"{path}: {error!r}") from error
+
+
+def _parse(data: dict[str, Any]) -> Declaration:
+    return Declaration(
+        python=tuple(data["python"]),
+        packages=tuple(
+            Package(
+                names=tuple(item["names"]),
+                files=tuple(item.get("files", ())),
+                resolve=item.get("resolve", ""),
+                kernel=item.get("kernel", False),
+            )
+            for item in data["package"]
+        ),
+        wheels=tuple(Wheel(item["name"], tuple(item["files"])) for item in data["wheel"]),
+        stdlib_exclude=tuple(data["stdlib"]["exclude"]),
+        modules_load=tuple(data["modules"]["load"]),
+        modules_available=tuple(data["modules"]["available"]),
+        directories=tuple(data["tree"]["directories"]),
+    )

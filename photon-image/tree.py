@@ -1,0 +1,127 @@
+"""What goes where in the guest's initramfs, as entries for the archive."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cpio
+import globs
+from cpio import Entry
+from declaration import Declaration, Package
+from errors import BuildError
+from kernel import Kernel
+from pyc import Compiler
+
+_DIST_PACKAGES = "usr/lib/python3/dist-packages"
+_PASSWD = b"root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n"
+_GROUP = b"root:x:0:\nnogroup:x:65534:\n"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that the tree is made from, besides the packages unpacked below `root`."""
+
+    declaration: Declaration
+    packages: tuple[Package, ...]
+    python: str
+    init: bytes
+    agent: dict[str, bytes]
+    wheels: dict[str, bytes]
+
+
+def build(root: Path, inputs: Inputs, kernel: Kernel) -> dict[str, Entry]:
+    """All entries of the initramfs."""
+    entries = {path: cpio.directory(0o1777 if path == "tmp" else 0o755) for path in inputs.declaration.directories}
+    entries |= {
+        "dev/console": cpio.character_device(5, 1, 0o600),
+        "dev/null": cpio.character_device(1, 3, 0o666),
+        "etc/passwd": cpio.file(_PASSWD),
+        "etc/group": cpio.file(_GROUP),
+        "init": cpio.file(inputs.init, executable=True),
+        "usr/bin/python3": cpio.symlink(f"python{inputs.python}"),
+    }
+    sources = inputs.agent | inputs.wheels
+    python_files = {f"{_DIST_PACKAGES}/{path}": cpio.file(data) for path, data in sources.items()}
+    for package in inputs.packages:
+        python_files |= _package_files(root, package)
+    entries |= _with_bytecode(python_files, inputs, Compiler(root, inputs.python))
+    return entries | _kernel_modules(kernel, inputs.declaration)
+
+
+def agent_files(repository: Path) -> dict[str, bytes]:
+    """The agent's package and the generated stubs in it."""
+    files = sorted((repository / "tether").rglob("*.py"))
+    return {str(file.relative_to(repository)): file.read_bytes() for file in files}
+
+
+def wheel_files(declaration: Declaration) -> tuple[dict[str, str], dict[str, bytes]]:
+    """({name: version}, {path: contents}) of the declared distributions, from the environment that runs this."""
+    versions: dict[str, str] = {}
+    contents: dict[str, bytes] = {}
+    for wheel in declaration.wheels:
+        distribution = importlib.metadata.distribution(wheel.name)
+        versions[wheel.name] = distribution.version
+        for path in distribution.files or []:
+            if globs.matches(str(path), wheel.files):
+                contents[str(path)] = Path(str(path.locate())).read_bytes()
+    return versions, contents
+
+
+def _package_files(root: Path, package: Package) -> dict[str, Entry]:
+    unused = set(package.files)
+    found: dict[str, Entry] = {}
+    for path in _walk(root):
+        matching = {pattern for pattern in package.files if globs.matches(path, [pattern])}
+        if matching:
+            unused -= matching
+            found[path] = _entry(root / path)
+    if unused:
+        raise BuildError(f"package {package.names[0]} lacks {', '.join(sorted(unused))}")
+    return found
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Files and symbolic links, kernel and documentation aside."""
+    for directory, _, files in os.walk(root):
+        for name in files:
+            path = str((Path(directory) / name).relative_to(root))
+            if not path.startswith(("lib/modules", "usr/lib/modules", "boot", "usr/share")):
+                yield path
+
+
+def _entry(path: Path) -> Entry:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return cpio.symlink(str(path.readlink()))
+    return cpio.file(path.read_bytes(), executable=bool(mode & stat.S_IXUSR))
+
+
+def _with_bytecode(files: dict[str, Entry], inputs: Inputs, compiler: Compiler) -> dict[str, Entry]:
+    """`files` with .pyc in the place of each .py, and without what is excluded of the standard library."""
+    stdlib = f"usr/lib/python{inputs.python}/"
+    excluded = inputs.declaration.stdlib_exclude
+    kept = {
+        path: entry
+        for path, entry in files.items()
+        if not (path.startswith(stdlib) and globs.matches(path.removeprefix(stdlib), excluded))
+    }
+    sources = {path: entry.data for path, entry in kept.items() if path.endswith(".py") and stat.S_ISREG(entry.mode)}
+    compiled = compiler.compile(sources)
+    return {path: entry for path, entry in kept.items() if not path.endswith(".py")} | {
+        path: cpio.file(data) for path, data in compiled.items()
+    }
+
+
+def _kernel_modules(kernel: Kernel, declaration: Declaration) -> dict[str, Entry]:
+    load = kernel.load_order(declaration.modules_load)
+    everything = kernel.load_order((*declaration.modules_load, *declaration.modules_available))
+    lines = "".join(f"{kernel.module_path(name)}\n" for name in load)
+    entries = {"etc/modules.load": cpio.file(lines.encode())}
+    for name in everything:
+        entries[f"lib/modules/{kernel.module_path(name)}"] = cpio.file(kernel.module_data(name))
+    return entries
