@@ -70,7 +70,8 @@ class AptSource:
         return found
 
     def resolve(self, names: Sequence[str]) -> list[ResolvedPackage]:
-        text = _run("apt-get", "download", "--print-uris", *names)
+        with tempfile.TemporaryDirectory() as empty:  # apt does not name what lies in the working directory
+            text = _run("apt-get", "download", "--print-uris", *names, cwd=Path(empty))
         found = []
         for file, digest in re.findall(r"^'\S+' (\S+) \d+ SHA256:([0-9a-f]{64})$", text, re.MULTILINE):
             name, version, _ = unquote(file).split("_")

@@ -40,6 +40,7 @@ def build(root: Path, inputs: Inputs, kernel: Kernel) -> dict[str, Entry]:
     entries |= {
         "dev/console": cpio.character_device(5, 1, 0o600),
         "dev/null": cpio.character_device(1, 3, 0o666),
+        "dev/urandom": cpio.character_device(1, 9, 0o666),  # Python needs it before the agent mounts devtmpfs
         "etc/passwd": cpio.file(_PASSWD),
         "etc/group": cpio.file(_GROUP),
         "init": cpio.file(inputs.init, executable=True),
