@@ -1,0 +1,107 @@
+"""The machines of one VCH on this host: implements MachineDriver."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from portlayer.drivers.base import Machine, MachineSpec
+from portlayer.drivers.qemu import accelerator as accelerators
+from portlayer.drivers.qemu import command
+from portlayer.drivers.qemu import guest_image as guest_images
+from portlayer.drivers.qemu.datastore import LocalDatastore
+from portlayer.drivers.qemu.disks import EmptyDisks
+from portlayer.drivers.qemu.failures import os_errors
+from portlayer.drivers.qemu.inventory import Inventory
+from portlayer.drivers.qemu.machine import QemuMachine, uninterrupted
+from portlayer.errors import DriverError
+
+_MEMORY_OF_PROOF = "accelerator.json"
+
+
+class QemuDriver:
+    """Implements MachineDriver below `state_dir`, booting the image in `guest_image`."""
+
+    def __init__(self, state_dir: Path, guest_image: Path, *, accelerator: str | None = None) -> None:
+        self._state_dir = state_dir.absolute()
+        self._image_directory = guest_image.absolute()
+        self._forced = accelerator
+        self._datastore = LocalDatastore(self._state_dir)
+        self._inventory = Inventory(self._state_dir / "machines", EmptyDisks(self._state_dir / "empties"))
+        self._machines: dict[str, QemuMachine] = {}
+        self._qemu: accelerators.Qemu | None = None
+        self._choice: accelerators.Choice | None = None
+
+    @property
+    def name(self) -> str:
+        return "qemu"
+
+    async def open(self) -> None:
+        image = guest_images.read(self._image_directory)
+        with os_errors(f"opening {self._state_dir}"):
+            await asyncio.to_thread(self._inventory.open)
+            self._qemu = await accelerators.inspect_qemu()
+            memory = self._state_dir / _MEMORY_OF_PROOF
+            self._choice = await accelerators.choose(self._qemu, image, memory, self._forced)
+            specs = await asyncio.to_thread(self._inventory.load)
+        self._machines = {spec.id: self._machine(spec) for spec in specs}
+
+    async def close(self) -> None:
+        for machine in self._machines.values():
+            await machine.release()
+
+    async def create(self, spec: MachineSpec, record: bytes) -> Machine:
+        known = spec.id in self._machines
+        try:
+            return await uninterrupted(self._create(spec, record))
+        except asyncio.CancelledError:
+            if not known:
+                await uninterrupted(self._destroy(spec.id))
+            raise
+
+    async def list(self) -> list[Machine]:
+        return list(self._machines.values())
+
+    async def destroy(self, machine: Machine) -> None:
+        await uninterrupted(self._destroy(machine.id))
+
+    async def info(self) -> Mapping[str, str]:
+        qemu, choice = self._ready()
+        image = guest_images.read(self._image_directory)
+        return {
+            "Accelerator": choice.accelerator,
+            "Accelerator reason": choice.reason,
+            "QEMU version": qemu.version,
+            "QEMU sandbox": "on" if qemu.sandbox else "off, this QEMU is built without it",
+            "Machine type": command.MACHINE_TYPE,
+            "Guest image": image.digest,
+            "Guest kernel": image.kernel_version,
+        }
+
+    async def _create(self, spec: MachineSpec, record: bytes) -> Machine:
+        with os_errors(f"creating machine {spec.id}"):
+            await asyncio.to_thread(self._inventory.create, spec, record)
+        machine = self._machines[spec.id] = self._machine(spec)
+        return machine
+
+    async def _destroy(self, machine_id: str) -> None:
+        machine = self._machines.get(machine_id)
+        if machine is None:
+            return
+        await machine.power_off()
+        with os_errors(f"removing machine {machine_id}"):
+            await asyncio.to_thread(self._inventory.remove, machine_id)
+        self._machines.pop(machine_id, None)
+
+    def _machine(self, spec: MachineSpec) -> QemuMachine:
+        return QemuMachine(spec, self._inventory, self._datastore, self._host)
+
+    def _host(self) -> command.Host:
+        qemu, choice = self._ready()
+        return command.Host(qemu.program, choice.accelerator, qemu.sandbox, self._image_directory)
+
+    def _ready(self) -> tuple[accelerators.Qemu, accelerators.Choice]:
+        if self._qemu is None or self._choice is None:
+            raise DriverError("the QEMU driver has not been opened")
+        return self._qemu, self._choice

@@ -1,0 +1,31 @@
+"""The guest image that every machine boots, as photon-image/build.py made it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from portlayer.errors import DriverError
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """Kernel and initramfs in one directory, told apart from other builds by their digest."""
+
+    directory: Path
+    digest: str
+    kernel_version: str
+
+
+def read(directory: Path) -> GuestImage:
+    """Raises DriverError when it is not there or not whole."""
+    try:
+        manifest = json.loads((directory / "manifest.json").read_bytes())
+        for name in ("vmlinuz", "initramfs"):
+            if (directory / name).stat().st_size != manifest["sizes"][name]:
+                raise ValueError(f"{name} is not of the size in manifest.json")
+        return GuestImage(directory.absolute(), str(manifest["digest"]), str(manifest["kernel_version"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "python photon-image/build.py --output DIR makes one"
+        raise DriverError(f"no guest image in {directory} ({error}): {hint}") from error

@@ -1,0 +1,108 @@
+"""QEMU's process: started as nobody's child, found again by its machine's directory, waited for and ended.
+
+`setsid --fork` hands the new QEMU to the host's init, so it outlives the port layer, and there is one way to watch it
+whoever started it: a pidfd. A pid alone is never trusted; the process must carry the machine's name, and the pidfd is
+taken before that is checked, so what is killed later is what was checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from portlayer.drivers.qemu import command
+from portlayer.errors import DriverError
+
+_GRACE_SECONDS = 5.0
+_KILL_SECONDS = 30.0
+
+
+async def spawn(argv: Sequence[str], directory: Path, log: Path, fds: Sequence[int]) -> None:
+    """Starts `argv` in `directory`, in a session of its own, with its messages going to `log`.
+
+    Returns when it is forked: whether it lives on shows on its sockets.
+    """
+    with log.open("ab") as messages:
+        process = await asyncio.create_subprocess_exec(
+            *("setsid", "--fork"),
+            *argv,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            pass_fds=fds,
+        )
+        if await process.wait() != 0:
+            raise DriverError(f"{argv[0]} could not be started, see {log}")
+
+
+@contextlib.contextmanager
+def running(directory: Path, machine_id: str) -> Iterator[int | None]:
+    """A pidfd of the machine's QEMU, or None when it does not run."""
+    pidfd = _find(directory, machine_id)
+    try:
+        yield pidfd
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def is_running(directory: Path, machine_id: str) -> bool:
+    with running(directory, machine_id) as pidfd:
+        return pidfd is not None
+
+
+async def wait_ended(pidfd: int) -> None:
+    """Returns when the process is gone; works for any process, child or not."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    own = os.dup(pidfd)  # asyncio knows one reader for each descriptor, and several may wait
+    loop.add_reader(own, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(own)
+        os.close(own)
+
+
+async def end(pidfd: int) -> None:
+    """Asks the process to end, kills it when it does not, and waits until it is gone."""
+    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await wait_ended(pidfd)
+                return
+    raise DriverError("QEMU does not die: the host keeps it in an uninterruptible wait")
+
+
+def _find(directory: Path, machine_id: str) -> int | None:
+    try:
+        pid = int((directory / command.PID_FILE).read_text())
+        pidfd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return None
+    if _is_machine(pid, machine_id) and not _has_ended(pidfd):
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def _has_ended(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+def _is_machine(pid: int, machine_id: str) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return (b"-name", command.machine_name(machine_id).encode()) in itertools.pairwise(words)

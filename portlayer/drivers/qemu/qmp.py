@@ -1,0 +1,89 @@
+"""One QEMU's control connection (QMP), in the few words that the driver needs.
+
+Who this is for: the machine, which opens one Monitor for each life of its QEMU. After any failure the Monitor is
+closed and of no further use; whether the command took effect is then unknown, and has to be asked anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from portlayer.drivers.base import PowerState
+from portlayer.drivers.qemu import files
+from portlayer.errors import DriverError
+
+_TIMEOUT_SECONDS = 30.0
+_OFF_STATES = ("shutdown", "internal-error")
+_PAUSED_STATES = ("paused", "io-error", "suspended", "watchdog", "guest-panicked")
+
+# The library tells of every connection that ends, which QEMU's do whenever a machine is switched off.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+OnBlockError = Callable[[str], None]
+
+
+class Monitor:
+    """A live control connection; made by `Monitor.open`."""
+
+    def __init__(self, client: QMPClient, on_block_error: OnBlockError) -> None:
+        self._client = client
+        self._listener = EventListener("BLOCK_IO_ERROR")
+        client.register_listener(self._listener)
+        self._watch = asyncio.create_task(self._watch_events(on_block_error))
+
+    @classmethod
+    async def open(cls, socket_path: Path, on_block_error: OnBlockError) -> Monitor:
+        """Connects and negotiates. Raises DriverError when QEMU does not answer or is not there."""
+        client = QMPClient("vch")
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                await client.connect(files.connect(socket_path))
+        except (OSError, QMPError, TimeoutError) as error:
+            raise DriverError(f"QEMU does not answer on its control socket: {error}") from error
+        return cls(client, on_block_error)
+
+    async def close(self) -> None:
+        self._watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watch
+        # Raises whatever ended the connection before us; it has been seen or matters no more.
+        with contextlib.suppress(OSError, EOFError, QMPError):
+            await self._client.disconnect()
+
+    async def power_state(self) -> PowerState:
+        status = (await self._execute("query-status"))["status"]
+        if status in _OFF_STATES:
+            return PowerState.OFF
+        return PowerState.PAUSED if status in _PAUSED_STATES else PowerState.RUNNING
+
+    async def pause(self) -> None:
+        await self._execute("stop")
+
+    async def resume(self) -> None:
+        await self._execute("cont")
+
+    async def _execute(self, name: str) -> Any:
+        call: Awaitable[Any] = self._client.execute(name)
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                return await call
+        except TimeoutError as error:
+            raise DriverError(f"QEMU has not answered {name} within {_TIMEOUT_SECONDS:.0f} s") from error
+        except ExecuteError as error:
+            raise DriverError(f"QEMU refused {name}: {error}") from error
+        except (OSError, EOFError, QMPError) as error:
+            raise DriverError(f"QEMU went away during {name}") from error
+
+    async def _watch_events(self, on_block_error: OnBlockError) -> None:
+        async for event in self._listener:
+            data = cast(dict[str, Any], event["data"])
+            no_space = bool(data.get("nospace"))
+            reason = "no space is left on the host's disk" if no_space else str(data.get("reason", "unknown"))
+            on_block_error(f"{data.get('operation', 'I/O')} on disk {data.get('node-name', '')}: {reason}")
