@@ -88,7 +88,7 @@ def _find(directory: Path, machine_id: str) -> int | None:
     try:
         pid = int((directory / command.PID_FILE).read_text())
         pidfd = os.pidfd_open(pid)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         return None
     if _is_machine(pid, machine_id) and not _has_ended(pidfd):
         return pidfd

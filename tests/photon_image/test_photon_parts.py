@@ -1,0 +1,112 @@
+"""Globs, the kernel's modules, the choice among alternative packages, apt's answers."""
+
+from __future__ import annotations
+
+import lzma
+from collections.abc import Sequence
+from pathlib import Path
+
+import globs
+import pytest
+from declaration import Declaration, Package, read
+from errors import BuildError
+from kernel import Kernel
+from sources import ResolvedPackage
+
+import build
+
+DECLARED = Path(build.__file__).parent / "packages.toml"
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "expected"),
+    [
+        ("a/b.py", "a/*.py", True),
+        ("a/c/b.py", "a/*.py", False),
+        ("a/c/b.py", "a/**", True),
+        ("lib/x.so", "{,usr/}lib/x.so", True),
+        ("usr/lib/x.so", "{,usr/}lib/x.so", True),
+        ("aXpy", "a.py", False),
+    ],
+)
+def test_globs(path: str, pattern: str, expected: bool) -> None:
+    assert globs.matches(path, [pattern]) is expected
+
+
+def signed(body: bytes) -> bytes:
+    signature = b"S" * 300
+    return body + signature + bytes(8) + len(signature).to_bytes(4, "big") + b"~Module signature appended~\n"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot/vmlinuz-6.1").touch()
+    modules = tmp_path / "lib/modules/6.1"
+    (modules / "kernel/fs").mkdir(parents=True)
+    (modules / "modules.builtin").write_text("kernel/fs/built-in.ko\n")
+    (modules / "kernel/fs/base.ko").write_bytes(signed(b"ELF\0depends=\0name=base\0"))
+    (modules / "kernel/fs/mid-dle.ko.xz").write_bytes(lzma.compress(b"ELF\0depends=base,built_in\0"))
+    (modules / "kernel/fs/top.ko").write_bytes(b"ELF\0depends=mid_dle\0softdep=pre: base nowhere\0")
+    (modules / "kernel/fs/broken.ko").write_bytes(b"ELF\0depends=missing\0")
+    return Kernel(tmp_path)
+
+
+def test_modules_come_after_what_they_need(kernel: Kernel) -> None:
+    assert kernel.load_order(["top", "built-in"]) == ["base", "mid_dle", "top"]
+
+
+def test_modules_are_plain_in_the_image(kernel: Kernel) -> None:
+    assert kernel.module_data("base") == b"ELF\0depends=\0name=base\0"
+    assert kernel.module_data("mid_dle") == b"ELF\0depends=base,built_in\0"
+    assert kernel.module_path("mid_dle") == "6.1/kernel/fs/mid-dle.ko"
+
+
+@pytest.mark.parametrize("name", ["unknown", "broken"])
+def test_missing_module_is_an_error(kernel: Kernel, name: str) -> None:
+    with pytest.raises(BuildError):
+        kernel.load_order([name])
+
+
+class FakeSource:
+    """Has the packages it is told to have."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.names = names
+
+    def available(self, names: Sequence[str]) -> set[str]:
+        return self.names & set(names)
+
+    def dependencies(self, name: str, pattern: str) -> list[str]:
+        return []
+
+    def resolve(self, names: Sequence[str]) -> list[ResolvedPackage]:
+        return [ResolvedPackage(name, "1", f"{name}_1.deb", "0" * 64) for name in names]
+
+    def unpack(self, packages: Sequence[ResolvedPackage], target: Path) -> None:
+        target.mkdir(parents=True)
+
+
+def names_for(declared: Declaration, python: str, kernel: str) -> set[str]:
+    names = {package.for_python(python).names[0] for package in declared.packages if not package.kernel}
+    return names | {kernel}
+
+
+@pytest.mark.parametrize(("python", "kernel"), [("3.11", "linux-image-cloud-amd64"), ("3.12", "linux-image-virtual")])
+def test_debian_and_ubuntu_are_served(python: str, kernel: str) -> None:
+    declared = read(DECLARED)
+    chosen, packages = build._choose(declared, FakeSource(names_for(declared, python, kernel)))
+    assert chosen == python
+    assert {package.names for package in packages} >= {(kernel,), (f"python{python}-minimal",), ("libc6",)}
+
+
+def test_what_is_missing_is_named() -> None:
+    declared = read(DECLARED)
+    names = names_for(declared, "3.11", "linux-image-virtual") - {"tini"}
+    with pytest.raises(BuildError, match="not found: tini\n"):
+        build._choose(declared, FakeSource(names))
+
+
+def test_meta_package_without_a_kernel() -> None:
+    with pytest.raises(BuildError, match="depends on nothing"):
+        build._resolve([Package(("meta",), (), "linux-.*", True)], FakeSource({"meta"}))

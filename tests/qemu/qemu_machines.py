@@ -1,0 +1,31 @@
+"""Machines for the driver's tests, and what is left of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from portlayer.drivers.base import MachineSpec
+
+
+def make_spec(number: int = 1, **changes: object) -> MachineSpec:
+    values: dict[str, object] = {
+        "id": f"{number:064x}",
+        "name": f"machine-{number}",
+        "memory_bytes": 256 << 20,
+        "cpus": 1,
+        "image_disk": "image.squashfs",
+        "writable_disk_bytes": 64 << 20,
+    }
+    return MachineSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+def own_processes(state_dir: Path) -> list[str]:
+    """Command lines of living processes that work below `state_dir`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink().is_relative_to(state_dir):
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue
+    return found

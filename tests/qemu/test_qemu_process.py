@@ -1,0 +1,105 @@
+"""Finding, waiting for and ending processes, told apart from whoever got a recycled pid."""
+
+# ruff: noqa: ASYNC220, ASYNC240
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from portlayer.drivers.qemu import command, process
+
+MACHINE = "ab" * 32
+# Stands for QEMU: writes its pid where QEMU would, and says so.
+PROGRAM = """
+import os, signal, sys
+{extra}
+open("qemu.pid.new", "w").write(str(os.getpid()))
+os.rename("qemu.pid.new", "qemu.pid")
+os.write(1, b"up\\n")
+signal.pause()
+"""
+
+
+async def start(directory: Path, *, machine: str = MACHINE, extra: str = "") -> None:
+    """Returns when the stand-in runs."""
+    os.mkfifo(directory / "log")
+    reader = os.open(directory / "log", os.O_RDWR)
+    try:
+        argv = [sys.executable, "-c", PROGRAM.format(extra=extra), "-name", command.machine_name(machine)]
+        await process.spawn(argv, directory, directory / "log", ())
+        assert await asyncio.to_thread(os.read, reader, 10) == b"up\n"
+    finally:
+        os.close(reader)
+
+
+@pytest.fixture
+async def directory(tmp_path: Path) -> AsyncIterator[Path]:
+    yield tmp_path
+    with process.running(tmp_path, MACHINE) as pidfd:
+        if pidfd is not None:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+async def test_found_waited_for_and_ended(directory: Path) -> None:
+    await start(directory)
+    pid = int((directory / "qemu.pid").read_text())
+    assert os.getsid(pid) == pid  # survives its starter
+    assert Path(f"/proc/{pid}/cwd").readlink() == directory
+    with process.running(directory, MACHINE) as pidfd:
+        assert pidfd is not None
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(process.wait_ended(pidfd)) for _ in range(3)]
+            group.create_task(process.end(pidfd))
+        assert all(wait.done() for wait in waits)
+    assert not process.is_running(directory, MACHINE)
+
+
+async def test_one_that_ignores_the_request_is_killed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_GRACE_SECONDS", 0.05)
+    await start(directory, extra="signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    with process.running(directory, MACHINE) as pidfd:
+        assert pidfd is not None
+        await process.end(pidfd)
+
+
+async def test_cancelled_wait_leaves_no_descriptor(directory: Path) -> None:
+    await start(directory)
+    before = len(os.listdir("/proc/self/fd"))
+    with process.running(directory, MACHINE) as pidfd:
+        assert pidfd is not None
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await process.wait_ended(pidfd)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert process.is_running(directory, MACHINE)
+
+
+async def test_other_process_with_the_same_pid_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        (tmp_path / "qemu.pid").write_text(str(stranger.pid))
+        try:
+            assert not process.is_running(tmp_path, MACHINE)
+        finally:
+            stranger.kill()
+
+
+async def test_other_machine_is_not_this_one(directory: Path) -> None:
+    await start(directory)
+    assert not process.is_running(directory, "cd" * 32)
+
+
+@pytest.mark.parametrize("content", ["", "x", "-1", "0", "99999999", "1" * 100])
+def test_useless_pid_files(tmp_path: Path, content: str) -> None:
+    (tmp_path / "qemu.pid").write_text(content)
+    assert not process.is_running(tmp_path, MACHINE)
+
+
+def test_no_pid_file(tmp_path: Path) -> None:
+    assert not process.is_running(tmp_path, MACHINE)
