@@ -10,6 +10,8 @@ since DIR was made, nothing is done.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,8 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(name)s: %(message)s")
     cache = options.cache or options.output.resolve().parent / "photon-image-cache"
     try:
-        build(options.output, AptSource(cache / "packages"), cache)
+        with _locked(cache):
+            build(options.output, AptSource(cache / "packages"), cache)
     except BuildError as error:
         _log.error("%s", error)
         return 1
@@ -82,6 +86,15 @@ def build(output: Path, source: PackageSource, cache: Path) -> None:
     }
     _write(output, kernel.image.read_bytes(), initramfs.getvalue(), manifest)
     _log.info("%s: kernel %s, initramfs %.1f MB", output, kernel.version, len(initramfs.getbuffer()) / 1e6)
+
+
+@contextlib.contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """One build at a time with the same cache; others wait."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _choose(declared: Declaration, source: PackageSource) -> tuple[str, list[Package]]:
