@@ -87,5 +87,9 @@ def test_channel_and_kernel_agree() -> None:
     assert {"panic=-1", "reboot=t", "console=ttyS0", "vch.channel=virtio"} <= set(value(argv, "-append").split())
 
 
+def test_freed_memory_goes_back_to_the_host() -> None:
+    assert any("free-page-reporting=on" in device for device in values(build(), "-device"))
+
+
 def test_console_is_appended() -> None:
     assert "file,id=console,path=console.log,append=on" in values(build(), "-chardev")

@@ -89,6 +89,8 @@ def machine_command(
         *("-device", "virtio-serial-pci,id=serial0"),
         *("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
         *("-device", f"virtserialport,id=agent0,bus=serial0.0,nr=1,chardev=agent,name={CHANNEL_PORT}"),
+        # Gives memory that the guest has freed back to the host, without anyone asking.
+        *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on"),
         *_disk("image", image_disk, serial=IMAGE_DISK_SERIAL, read_only=True),
         *_disk("writable", writable_disk, serial=WRITABLE_DISK_SERIAL, read_only=False),
     ]
