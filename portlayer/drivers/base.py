@@ -94,7 +94,7 @@ class MachineDriver(Protocol):
 
     @property
     def name(self) -> str:
-        """"qemu" or "vsphere"."""
+        """The hypervisor: "qemu" or "vsphere"."""
 
     async def open(self) -> None:
         """Makes the driver ready and removes what a crash left half-made. Called once, first."""

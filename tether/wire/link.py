@@ -102,7 +102,8 @@ class Decoder:
                 continue
             item = _decode_body(bytes(self._buffer[len(MARKER) + _LENGTH_SIZE : end]))
             if isinstance(item, Damage):
-                self._skip(end, found)
+                # Not to `end`: the last bytes may be the first of the next marker, the rest of which is yet to come.
+                self._skip(len(MARKER), found)
             else:
                 self._drop(end)
                 self._damaged = False
