@@ -1,0 +1,185 @@
+"""The container's file system: two disks joined by overlayfs, and what a process finds around it.
+
+`assemble` runs once, in the agent. `enter` runs in the child that becomes the container's first process: it makes the
+root its own before it mounts anything inside, so that links in the image lead nowhere but into the image.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from tether import linux
+from tether.launch import LaunchError, Step
+from tether.mounts import parse_tmpfs_options
+from tether.v1 import tether_pb2
+
+BASE = "/run/vch"
+ROOT = f"{BASE}/root"
+_ETC = f"{BASE}/etc"
+_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_MASKED = (
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/proc/acpi",
+    "/proc/scsi",
+    "/sys/firmware",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_SECURE = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+
+
+def assemble(request: tether_pb2.StartRequest) -> None:
+    """Mounts the image and the writable disk and joins them at ROOT; LaunchError when that fails."""
+    try:
+        for name in ("image", "rw", "root", "etc"):
+            os.makedirs(f"{BASE}/{name}", exist_ok=True)
+        image = _find_disk(request.image_disk.serial)
+        linux.mount(image, f"{BASE}/image", request.image_disk.filesystem, linux.MS_RDONLY)
+        writable = _find_disk(request.writable_disk.serial)
+        linux.mount(writable, f"{BASE}/rw", request.writable_disk.filesystem, linux.MS_NOATIME)
+        for name in ("upper", "work"):
+            os.makedirs(f"{BASE}/rw/{name}", exist_ok=True)
+        os.chmod(f"{BASE}/rw/upper", stat.S_IMODE(os.stat(f"{BASE}/image").st_mode))
+        layers = f"lowerdir={BASE}/image,upperdir={BASE}/rw/upper,workdir={BASE}/rw/work"
+        linux.mount("overlay", ROOT, "overlay", 0, layers)
+    except OSError as error:
+        raise LaunchError(Step.MOUNT, error.errno or 0, f"mounting the container's disks: {error}") from error
+    _write_etc(request)
+
+
+def disassemble() -> None:
+    """Unmounts what `assemble` mounted, so that the disks are clean."""
+    for target in (ROOT, f"{BASE}/rw", f"{BASE}/image"):
+        try:
+            linux.unmount(target)
+        except OSError:
+            continue
+    os.sync()
+
+
+def _find_disk(serial: str) -> str:
+    """Path of the block device with that serial number; waits for the kernel to announce it, 10 s at most."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15) as uevents:
+        uevents.bind((0, 1))
+        uevents.settimeout(10)
+        while True:
+            for block in Path("/sys/block").iterdir():
+                if _serial(block) == serial:
+                    return f"/dev/{block.name}"
+            try:
+                uevents.recv(8192)
+            except TimeoutError:
+                raise OSError(errno.ENODEV, f"no disk has the serial number {serial!r}") from None
+
+
+def _serial(block: Path) -> str:
+    for name, skip in (("serial", 0), ("device/vpd_pg80", 4)):
+        try:
+            return (block / name).read_bytes()[skip:].strip(b" \0\n").decode("ascii", "replace")
+        except OSError:
+            continue
+    return ""
+
+
+def _write_etc(request: tether_pb2.StartRequest) -> None:
+    """The three files that Docker users find mounted in /etc."""
+    name = request.hostname
+    full = f"{name}.{request.domainname} {name}" if request.domainname else name
+    hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.1.1\t{full}"]
+    hosts += ["\t".join(line.split(None, 1)) for line in request.extra_hosts]
+    for file, lines in (("hosts", hosts), ("hostname", [name]), ("resolv.conf", list(request.resolv_conf))):
+        Path(_ETC, file).write_text("".join(f"{line}\n" for line in lines))
+
+
+def enter(request: tether_pb2.StartRequest) -> None:
+    """Makes ROOT the root of this process, which has its own mount namespace, and mounts what belongs into it."""
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    old = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir(ROOT)
+    linux.pivot_root(".", ".")
+    os.chdir("/")
+    _mount("proc", "/proc", "proc", _SECURE)
+    _mount("sysfs", "/sys", "sysfs", _SECURE | (0 if request.privileged else linux.MS_RDONLY))
+    _mount("cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | (0 if request.privileged else linux.MS_RDONLY))
+    _populate_dev(request.shm_size_bytes or 64 << 20)
+    for file in ("hosts", "hostname", "resolv.conf"):
+        target = f"/etc/{file}"
+        _touch(target)
+        linux.mount(f"/proc/self/fd/{old}{_ETC}/{file}", target, "", linux.MS_BIND)
+    if request.init_process:
+        _touch("/sbin/docker-init")
+        linux.mount(f"/proc/self/fd/{old}/usr/bin/tini-static", "/sbin/docker-init", "", linux.MS_BIND)
+    for tmpfs in request.tmpfs:
+        flags, data = parse_tmpfs_options(tmpfs.options)
+        _mount("tmpfs", tmpfs.target, "tmpfs", flags, data)
+    _detach(old)
+    _write_sysctls(dict(request.sysctls))
+    if not request.privileged:
+        _hide()
+    if request.read_only_root:
+        linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
+
+
+def _detach(old: int) -> None:
+    """Lets go of the agent's file system."""
+    os.fchdir(old)
+    linux.unmount(".", linux.MNT_DETACH)
+    os.close(old)
+    os.chdir("/")
+
+
+def _mount(source: str, target: str, filesystem: str, flags: int, data: str = "") -> None:
+    os.makedirs(target, exist_ok=True)
+    linux.mount(source, target, filesystem, flags, data)
+
+
+def _touch(path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))
+
+
+def _populate_dev(shm_size: int) -> None:
+    _mount("tmpfs", "/dev", "tmpfs", linux.MS_NOSUID | linux.MS_STRICTATIME, "mode=755,size=65536k")
+    for name, (major, minor) in _DEVICES.items():
+        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        os.chmod(f"/dev/{name}", 0o666)
+    for name, target in _LINKS.items():
+        os.symlink(target, f"/dev/{name}")
+    pts = "newinstance,ptmxmode=0666,mode=0620,gid=5"
+    _mount("devpts", "/dev/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, pts)
+    _mount("shm", "/dev/shm", "tmpfs", _SECURE, f"mode=1777,size={shm_size}")
+    _mount("mqueue", "/dev/mqueue", "mqueue", _SECURE)
+
+
+def _write_sysctls(sysctls: dict[str, str]) -> None:
+    for name, value in sysctls.items():
+        try:
+            Path("/proc/sys", *name.split(".")).write_text(value)
+        except OSError as error:
+            raise LaunchError(Step.SETUP, error.errno or 0, f"setting sysctl {name}={value}: {error}") from error
+
+
+def _hide() -> None:
+    """Masks and protects the same paths of /proc and /sys as Docker does."""
+    for path in _MASKED:
+        if os.path.isdir(path):
+            linux.mount("tmpfs", path, "tmpfs", linux.MS_RDONLY, "size=0k")
+        elif os.path.exists(path):
+            linux.mount("/dev/null", path, "", linux.MS_BIND)
+    for path in _READ_ONLY:
+        if os.path.exists(path):
+            linux.mount(path, path, "", linux.MS_BIND | linux.MS_REC)
+            linux.mount("", path, "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | _SECURE)
