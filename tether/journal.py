@@ -41,6 +41,11 @@ class Journal:
         """Whether the owner has to stop reading."""
         return self._cost >= self._capacity
 
+    @property
+    def drained(self) -> bool:
+        """Whether everything was taken for sending."""
+        return not self._unsent
+
     def append(self, stream: int, data: bytes, time_ns: int) -> None:
         """Adds output that was just read."""
         piece = Piece(self.end, stream, data, time_ns)

@@ -1,0 +1,134 @@
+"""Where the container's processes live: namespaces, limits and file system of the one container of this VM."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from tether import cgroup, linux, rootfs, users
+from tether.launch import LaunchError, Step
+from tether.process import Launched, launch
+from tether.v1 import tether_pb2
+
+_NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
+_KINDS = (
+    ("ipc", linux.CLONE_NEWIPC),
+    ("uts", linux.CLONE_NEWUTS),
+    ("cgroup", linux.CLONE_NEWCGROUP),
+    ("mnt", linux.CLONE_NEWNS),
+)
+
+
+class Sandbox:
+    """Made once; `start` may be called once, `execute` as long as the first process lives."""
+
+    def start(self, request: tether_pb2.StartRequest) -> Launched:
+        """Personalises the VM and launches the first process, process 1 of a PID namespace of its own."""
+        linux.reseed(request.entropy)
+        if request.wall_clock_unix_ns:
+            time.clock_settime_ns(time.CLOCK_REALTIME, request.wall_clock_unix_ns)
+        socket.sethostname(request.hostname)
+        _loopback_up()
+        rootfs.assemble(request)
+        try:
+            cgroup.create(request)
+        except OSError as error:
+            raise LaunchError(Step.SETUP, error.errno or 0, f"setting the container's limits: {error}") from error
+        spec = tether_pb2.ProcessSpec()
+        spec.CopyFrom(request.process)
+        if request.init_process:
+            spec.args[:0] = ["/sbin/docker-init", "--"]
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            linux.unshare(linux.CLONE_NEWPID)
+            return launch(spec, partial(_enter_new, request), request.hostname)
+        finally:
+            linux.setns(own, linux.CLONE_NEWPID)
+            os.close(own)
+
+    def execute(self, spec: tether_pb2.ProcessSpec, init: int, hostname: str) -> Launched:
+        """Launches a further process in the namespaces of the first."""
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        target = os.open(f"/proc/{init}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            linux.setns(target, linux.CLONE_NEWPID)
+            return launch(spec, partial(_join, init), hostname)
+        finally:
+            linux.setns(own, linux.CLONE_NEWPID)
+            os.close(target)
+            os.close(own)
+
+    def oom_killed(self) -> bool:
+        """Whether the kernel has killed a process of the container for want of memory."""
+        return cgroup.oom_kills() > 0
+
+    def signal_all(self, number: int) -> None:
+        """Sends a signal to every process of the container."""
+        for line in (cgroup.CONTAINER / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(line), number)
+
+    def user_names(self) -> dict[int, str]:
+        """User names by number, from the container's own file; read in a child that cannot leave its root."""
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.chroot(rootfs.ROOT)
+                os.write(write, repr(dict(list(users.names().items())[:200])).encode()[:60000])
+            finally:
+                os._exit(0)
+        os.close(write)
+        with open(read, "rb") as answer:
+            text = answer.read()
+        os.waitpid(pid, 0)
+        return _parse_names(text)
+
+    def dispose(self) -> None:
+        """Unmounts the container's disks."""
+        rootfs.disassemble()
+
+
+def _parse_names(text: bytes) -> dict[int, str]:
+    from ast import literal_eval
+
+    try:
+        return dict(literal_eval(text.decode()))
+    except (ValueError, SyntaxError):
+        return {}
+
+
+def _enter_new(request: tether_pb2.StartRequest) -> None:
+    cgroup.join()
+    linux.unshare(_NAMESPACES)
+    if request.domainname:
+        Path("/proc/sys/kernel/domainname").write_text(request.domainname)
+    rootfs.enter(request)
+
+
+def _join(init: int) -> None:
+    """Joins the namespaces of the first process, its root included."""
+    cgroup.join()
+    descriptors = []
+    for name, kind in _KINDS:
+        try:
+            descriptors.append((os.open(f"/proc/{init}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind))
+        except FileNotFoundError as error:
+            raise LaunchError(Step.SETUP, errno.ESRCH, "the container is not running") from error
+    for descriptor, kind in descriptors:
+        linux.setns(descriptor, kind)
+
+
+def _loopback_up() -> None:
+    """Sets the interface "lo" up (SIOCGIFFLAGS, SIOCSIFFLAGS with IFF_UP)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sH14x", b"lo", 0)
+        (flags,) = struct.unpack_from("H", fcntl.ioctl(control, 0x8913, request), 16)
+        fcntl.ioctl(control, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))

@@ -1,0 +1,322 @@
+"""The guest API: what each call of tether.v1.Tether does. See proto/tether/v1/tether.proto for the promises."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from tether import container, usage
+from tether.channel import Channel
+from tether.container import Process, Streams
+from tether.launch import LaunchError
+from tether.loop import Loop
+from tether.process import resize
+from tether.sandbox import Sandbox
+from tether.v1 import tether_pb2
+from tether.wire import DataReceived, Event, RequestReceived, SessionLost, SessionOpened
+
+PROTOCOL = 1
+INIT = "init"
+_MAX_PROCESSES = 128
+_INVALID_ARGUMENT, _NOT_FOUND, _RESOURCE_EXHAUSTED, _FAILED_PRECONDITION = 3, 5, 8, 9
+_OUT_OF_RANGE, _UNIMPLEMENTED, _INTERNAL = 11, 12, 13
+
+
+def _kill_hard(process: Process) -> None:
+    container.kill(process, signal.SIGKILL)
+
+
+class RpcError(Exception):
+    """A call's failure, as a google.rpc code and a sentence."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Follower:
+    """A Follow call that is open."""
+
+    def __init__(self, stream_id: int, process: Process) -> None:
+        self.stream_id = stream_id
+        self.process = process
+        self.exit_sent = False
+
+
+class Service:
+    """Answers the host over one channel."""
+
+    def __init__(
+        self, loop: Loop, descriptor: int, sandbox: Sandbox, version: str, power_off: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._sandbox = sandbox
+        self._version = version
+        self._power_off = power_off
+        self._boot_id = secrets.token_hex(16)
+        self._ready_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._started_request = ""
+        self._first_answer = tether_pb2.StartResponse()
+        self._hostname = ""
+        self._stopping = False
+        self._processes: dict[str, Process] = {}
+        self._followers: dict[int, Follower] = {}
+        self._inputs: list[tuple[int, tether_pb2.WriteInputRequest]] = []
+        self._streams = Streams(loop)
+        self._streams.on_output = self._send_output
+        self._streams.on_input_taken = self._retry_inputs
+        self._methods: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+            "Hello": (tether_pb2.HelloRequest, self._hello),
+            "Start": (tether_pb2.StartRequest, self._start),
+            "Exec": (tether_pb2.ExecRequest, self._exec),
+            "Signal": (tether_pb2.SignalRequest, self._signal),
+            "Stop": (tether_pb2.StopRequest, self._stop),
+            "Resize": (tether_pb2.ResizeRequest, self._resize),
+            "Processes": (tether_pb2.ProcessesRequest, self._list),
+            "Stats": (tether_pb2.StatsRequest, self._stats),
+            "PowerOff": (tether_pb2.PowerOffRequest, self._shut_down),
+        }
+        loop.watch_children(self._reap)
+        self._channel = Channel(loop, descriptor, self._on_event, self._on_room)
+        self._channel.flush()
+
+    # --- events of the session
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, SessionOpened | SessionLost):
+            self._followers.clear()
+            self._inputs.clear()
+        elif isinstance(event, RequestReceived):
+            self._guarded(event.stream_id, partial(self._request, event))
+        elif isinstance(event, DataReceived):
+            self._guarded(event.stream_id, partial(self._follow_more, event))
+
+    def _guarded(self, stream_id: int, call: Callable[[], None]) -> None:
+        """No request can bring the agent down."""
+        try:
+            call()
+        except RpcError as error:
+            self._fail(stream_id, error.code, str(error))
+        except DecodeError:
+            self._fail(stream_id, _INVALID_ARGUMENT, "the message cannot be decoded")
+        except Exception as error:
+            sys.stderr.write(f"tether: {type(error).__name__}: {error}\n")
+            self._fail(stream_id, _INTERNAL, f"{type(error).__name__}: {error}")
+
+    def _fail(self, stream_id: int, code: int, message: str) -> None:
+        self._followers.pop(stream_id, None)
+        self._channel.session.send_response(stream_id, code=code, message=message)
+
+    def _request(self, event: RequestReceived) -> None:
+        if event.method == "Follow":
+            self._follow(event)
+        elif event.method == "WriteInput":
+            self._write_input(event.stream_id, tether_pb2.WriteInputRequest.FromString(event.payload))
+        elif event.method in self._methods:
+            message, handler = self._methods[event.method]
+            response = handler(message.FromString(event.payload))
+            self._channel.session.send_response(event.stream_id, response.SerializeToString())
+        else:
+            raise RpcError(_UNIMPLEMENTED, f"there is no method {event.method!r}")
+
+    # --- calls
+
+    def _hello(self, _: tether_pb2.HelloRequest) -> Message:
+        return tether_pb2.HelloResponse(
+            protocol=PROTOCOL,
+            agent_version=self._version,
+            boot_id=self._boot_id,
+            started_request_id=self._started_request,
+            ready_after_ns=self._ready_ns,
+        )
+
+    def _start(self, request: tether_pb2.StartRequest) -> Message:
+        if self._started_request:
+            if request.request_id == self._started_request:
+                return self._first_answer
+            raise RpcError(_FAILED_PRECONDITION, "the container has been started already")
+        if not request.request_id or not request.process.args or len(request.entropy) < 32:
+            raise RpcError(_INVALID_ARGUMENT, "a start needs a request id, a program and 32 bytes of entropy")
+        self._started_request = request.request_id
+        self._hostname = request.hostname
+        self._first_answer = self._launch(INIT, request.process, partial(self._sandbox.start, request))
+        return self._first_answer
+
+    def _exec(self, request: tether_pb2.ExecRequest) -> Message:
+        if known := self._processes.get(request.process_id):
+            return known.response
+        init = self._running_init()
+        if not request.process_id or not request.process.args:
+            raise RpcError(_INVALID_ARGUMENT, "an exec needs a process id and a program")
+        if len(self._processes) >= _MAX_PROCESSES:
+            raise RpcError(_RESOURCE_EXHAUSTED, f"{_MAX_PROCESSES} processes are running or not yet recorded")
+        launch = partial(self._sandbox.execute, request.process, init.pid, self._hostname)
+        return self._launch(request.process_id, request.process, launch)
+
+    def _launch(
+        self, process_id: str, spec: tether_pb2.ProcessSpec, launch: Callable[[], Any]
+    ) -> tether_pb2.StartResponse:
+        try:
+            launched = launch()
+        except LaunchError as error:
+            failure = tether_pb2.LaunchFailure(step=int(error.step), errno=error.number, message=error.message)  # type: ignore[arg-type]
+            return tether_pb2.StartResponse(failure=failure)
+        process = self._streams.adopt(process_id, launched, spec)
+        self._processes[process_id] = process
+        return process.response
+
+    def _signal(self, request: tether_pb2.SignalRequest) -> Message:
+        if not 1 <= request.signal <= 64:
+            raise RpcError(_INVALID_ARGUMENT, f"{request.signal} is no signal")
+        process = self._process(request.process_id)
+        if request.all:
+            self._sandbox.signal_all(request.signal)
+        elif not container.kill(process, request.signal):
+            raise RpcError(_NOT_FOUND, "the process has ended")
+        return tether_pb2.SignalResponse()
+
+    def _stop(self, request: tether_pb2.StopRequest) -> Message:
+        init = self._process(INIT)
+        container.kill(init, request.signal or signal.SIGTERM)
+        if request.HasField("grace_ms") and not self._stopping:
+            self._stopping = True
+            self._loop.call_later(request.grace_ms / 1000, partial(_kill_hard, init))
+        return tether_pb2.StopResponse()
+
+    def _resize(self, request: tether_pb2.ResizeRequest) -> Message:
+        process = self._process(request.process_id)
+        if not process.terminal or process.stdio.stdin is None:
+            raise RpcError(_FAILED_PRECONDITION, "the process has no terminal")
+        resize(process.stdio.stdin, request.window_size.rows, request.window_size.columns)
+        return tether_pb2.ResizeResponse()
+
+    def _list(self, _: tether_pb2.ProcessesRequest) -> Message:
+        self._running_init()
+        return tether_pb2.ProcessesResponse(processes=usage.processes(self._sandbox.user_names()))
+
+    def _stats(self, _: tether_pb2.StatsRequest) -> Message:
+        self._process(INIT)
+        return usage.stats()
+
+    def _shut_down(self, _: tether_pb2.PowerOffRequest) -> Message:
+        # The answer goes out first, as far as the line takes it.
+        self._loop.call_later(0.05, self._power_off)
+        return tether_pb2.PowerOffResponse()
+
+    # --- input
+
+    def _write_input(self, stream_id: int, request: tether_pb2.WriteInputRequest) -> None:
+        process = self._process(request.process_id)
+        skip = process.input_offset - request.offset
+        if skip < 0:
+            raise RpcError(_OUT_OF_RANGE, f"input goes on at {process.input_offset}, not at {request.offset}")
+        data = request.data[skip:]
+        if data and process.input_closed:
+            raise RpcError(_FAILED_PRECONDITION, "stdin is closed")
+        if data and not self._streams.write(process, data):
+            self._inputs.append((stream_id, request))
+            return
+        if request.close:
+            self._streams.end_input(process)
+        response = tether_pb2.WriteInputResponse(accepted_offset=process.input_offset)
+        self._channel.session.send_response(stream_id, response.SerializeToString())
+
+    def _retry_inputs(self, _: Process) -> None:
+        waiting, self._inputs = self._inputs, []
+        for stream_id, request in waiting:
+            self._guarded(stream_id, partial(self._write_input, stream_id, request))
+        self._channel.flush()
+
+    # --- output
+
+    def _follow(self, event: RequestReceived) -> None:
+        request = tether_pb2.FollowRequest.FromString(event.payload)
+        process = self._process(request.process_id)
+        if not process.journal.seek(request.offset):
+            raise RpcError(_OUT_OF_RANGE, f"kept are {process.journal.start} to {process.journal.end}")
+        for other in [follower for follower in self._followers.values() if follower.process is process]:
+            self._fail(other.stream_id, _FAILED_PRECONDITION, "another Follow took over")
+        self._followers[event.stream_id] = Follower(event.stream_id, process)
+        self._send_output(process)
+
+    def _follow_more(self, event: DataReceived) -> None:
+        follower = self._followers.get(event.stream_id)
+        if follower is None:
+            return
+        process = follower.process
+        if event.payload:
+            request = tether_pb2.FollowRequest.FromString(event.payload)
+            if not process.journal.acknowledge(request.offset):
+                raise RpcError(_OUT_OF_RANGE, "acknowledged more than was written")
+            self._streams.resume(process)
+            if request.exit_recorded and process.finished:
+                self._forget(process)
+        if event.end:
+            self._followers.pop(event.stream_id, None)
+            self._channel.session.send_response(event.stream_id)
+
+    def _forget(self, process: Process) -> None:
+        if process.id == INIT:
+            self._loop.call_later(0.02, self._power_off)
+        else:
+            self._processes.pop(process.id, None)
+
+    def _on_room(self) -> None:
+        for process in {id(follower.process): follower.process for follower in self._followers.values()}.values():
+            self._send_output(process)
+
+    def _send_output(self, process: Process) -> None:
+        follower = next((one for one in self._followers.values() if one.process is process), None)
+        if follower is None:
+            return
+        session = self._channel.session
+        while self._channel.has_room:
+            piece = process.journal.take()
+            if piece is None:
+                break
+            output = tether_pb2.Output(offset=piece.offset, data=piece.data, time_unix_ns=piece.time_ns)
+            output.stream = tether_pb2.STREAM_STDERR if piece.stream == container.STDERR else tether_pb2.STREAM_STDOUT
+            session.send_data(follower.stream_id, tether_pb2.FollowResponse(output=output).SerializeToString())
+            self._channel.flush()
+        if process.finished and process.journal.drained and not follower.exit_sent:
+            follower.exit_sent = True
+            session.send_data(
+                follower.stream_id, tether_pb2.FollowResponse(exited=process.exited()).SerializeToString()
+            )
+        self._channel.flush()
+
+    # --- processes
+
+    def _process(self, process_id: str) -> Process:
+        process = self._processes.get(process_id)
+        if process is None:
+            raise RpcError(_NOT_FOUND, f"there is no process {process_id!r}")
+        return process
+
+    def _running_init(self) -> Process:
+        init = self._processes.get(INIT)
+        if init is None or init.status is not None:
+            raise RpcError(_FAILED_PRECONDITION, "the container is not running")
+        return init
+
+    def _reap(self) -> None:
+        """Collects every child that ended: the container's, and orphans that the kernel gave to process 1."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for process in list(self._processes.values()):
+                if process.pid == pid and process.status is None:
+                    process.oom_killed = self._sandbox.oom_killed()
+                    self._streams.ended(process, status)
