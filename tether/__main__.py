@@ -21,7 +21,7 @@ _VIRTIO_NAME = "vch.agent"
 
 
 def _mount_base() -> None:
-    """Covers the initramfs, which nobody can pivot away from, with a mount of itself; adds the kernel's file systems."""
+    """Covers the initramfs, which nobody can pivot away from, with a mount of itself; adds the kernel's own mounts."""
     os.makedirs("/run/base", exist_ok=True)
     linux.mount("/", "/run/base", "", linux.MS_BIND)
     os.chdir("/run/base")
