@@ -1,0 +1,6 @@
+"""Container logs on disk: what a container wrote, with stream and time, in files of bounded size and number."""
+
+from portlayer.logs.log import Log, Position
+from portlayer.logs.reader import LogQuery, read
+
+__all__ = ["Log", "LogQuery", "Position", "read"]
