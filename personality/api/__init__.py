@@ -1,0 +1,1 @@
+"""Docker's endpoints, one module for each group; each exports ROUTES."""
