@@ -145,11 +145,10 @@ class Log:
             while True:
                 file.seek(size)
                 block = file.read(_READ_BYTES)
-                end = 0
-                for record, end in decode(block):
-                    self.run, self.end_offset = record.run, record.offset + len(record.data)
-                if not end:
+                records, end = decode(block)
+                if not records:
                     return size
+                self.run, self.end_offset = records[-1].run, records[-1].offset + len(records[-1].data)
                 size += end
 
     def _open_position(self) -> None:

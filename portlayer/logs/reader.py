@@ -46,11 +46,8 @@ async def read(log: Log, query: LogQuery, *, follow_while: Callable[[], bool] | 
         more = follow_while is not None and follow_while()
         while True:
             data, following = await asyncio.to_thread(log.read, position, _READ_BYTES)
-            end = 0
-            pieces = []
-            for record, end in decode(data):
-                pieces.append(record)
-            for chunk in _joined(shaper.shape(pieces)):
+            records, end = decode(data)
+            for chunk in _joined(shaper.shape(records)):
                 yield chunk
             if shaper.over:
                 return
@@ -80,11 +77,11 @@ async def _count_lines(log: Log, position: Position, end: Position, query: LogQu
     counter = _Shaper(query)
     while position.file < end.file or position.byte < end.byte:
         data, following = await asyncio.to_thread(log.read, position, _READ_BYTES)
-        last = 0
-        for record, last in decode(data):  # noqa: B007 - the position after the loop is what counts
+        records, size = decode(data)
+        for record in records:
             counter.count(record)
-        if last:
-            position = Position(position.file, position.byte + last)
+        if records:
+            position = Position(position.file, position.byte + size)
         elif following is not None:
             position = following
         else:
@@ -161,7 +158,8 @@ class _Shaper:
 
 def _joined(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """Neighbours of one stream made one."""
-    stream, parts, size = 0, [], 0
+    stream, size = 0, 0
+    parts: list[bytes] = []
     for chunk in chunks:
         if parts and (chunk.stream != stream or size >= _CHUNK_BYTES):
             yield Chunk(stream, b"".join(parts))

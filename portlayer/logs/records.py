@@ -13,7 +13,6 @@ offset  size
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 HEADER = struct.Struct("<IB3xIQQ")
@@ -35,13 +34,15 @@ def encode(record: Record) -> bytes:
     return HEADER.pack(len(record.data), record.stream, record.run, record.time_ns, record.offset) + record.data
 
 
-def decode(data: bytes) -> Iterator[tuple[Record, int]]:
-    """The whole records at the beginning of `data`, each with the position behind it; ends at the first half one."""
+def decode(data: bytes) -> tuple[list[Record], int]:
+    """The whole records at the beginning of `data`, and the position behind the last; stops at the first half one."""
+    records = []
     position = 0
     while position + HEADER.size <= len(data):
         length, stream, run, time_ns, offset = HEADER.unpack_from(data, position)
         end = position + HEADER.size + length
         if length > MAX_DATA or end > len(data):
-            return
-        yield Record(stream, run, time_ns, offset, data[position + HEADER.size : end]), end
+            break
+        records.append(Record(stream, run, time_ns, offset, data[position + HEADER.size : end]))
         position = end
+    return records, position
