@@ -61,6 +61,26 @@ def test_portlayer_takes_only_the_wire_from_tether(path: Path) -> None:
         assert not any(name.startswith("portlayer.services") for name in _imports(path))
 
 
+@pytest.mark.parametrize("path", _sources("personality"), ids=str)
+def test_personality_is_a_pure_client_of_the_api(path: Path) -> None:
+    for name in _imports(path):
+        assert name.split(".")[0] not in {"tether", "vch"}, name
+        assert not name.startswith("portlayer") or name.startswith("portlayer.v1"), name
+
+
+@pytest.mark.parametrize("path", _sources("vch"), ids=str)
+def test_vch_starts_the_parts_and_speaks_to_them_by_the_api(path: Path) -> None:
+    drivers = ("portlayer.drivers", "portlayer.errors") if path.name == "doctor.py" else ()
+    for name in _imports(path):
+        assert name.split(".")[0] not in {"tether", "personality"}, name
+        assert not name.startswith("portlayer") or name.startswith(("portlayer.v1", *drivers)), name
+
+
+@pytest.mark.parametrize("path", [*_sources("tether"), *_sources("portlayer")], ids=str)
+def test_lower_layers_do_not_know_the_upper(path: Path) -> None:
+    assert not {name.split(".")[0] for name in _imports(path)} & {"personality", "vch"}
+
+
 def test_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = next(line for line in makefile.splitlines() if line.startswith(".PHONY:")).split()[1:]

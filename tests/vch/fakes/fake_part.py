@@ -1,0 +1,25 @@
+"""How a fake part behaves: as VCH_FAKE_<NAME> says; without it, it serves until SIGTERM."""
+
+import os
+import signal
+import sys
+
+
+def serve(name: str, ready_fd: int) -> None:
+    """ "die": ends before it serves; "hang": never serves; "brief": serves, then ends when SIGUSR1 comes."""
+    behaviour = os.environ.get(f"VCH_FAKE_{name.upper()}", "")
+    sys.stderr.write(f"{name} starts\n")
+    sys.stderr.flush()
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    if behaviour == "die":
+        sys.stderr.write("no such thing as a guest image\n")
+        sys.exit(7)
+    if behaviour != "hang":
+        os.write(ready_fd, b"ready\n")
+        os.close(ready_fd)
+    if signal.sigwait(signals) == signal.SIGUSR1:
+        sys.stderr.write("out of luck\n")
+        sys.stderr.flush()
+        os._exit(9)
+    sys.stderr.write(f"{name} ends\n")

@@ -1,0 +1,158 @@
+"""`vch up`, `down` and `status` as programs see them, with fake parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from pathlib import Path
+from typing import Any
+
+from vch_program import Program
+
+
+def _status(vch: Program) -> tuple[int, dict[str, Any]]:
+    done = vch.run("status", "--json")
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_detached_serves_until_down(vch: Program) -> None:
+    done = vch.run("up", "--detach")
+    assert done.returncode == 0, done.stderr
+    socket = vch.state_dir / "docker.sock"
+    assert f"export DOCKER_HOST=unix://{socket}" in done.stdout
+    code, facts = _status(vch)
+    assert (code, facts["up"], facts["answers"], facts["docker_host"]) == (0, True, True, f"unix://{socket}")
+    assert set(facts["pids"]) == {"vch", "portlayer", "personality"}
+
+    done = vch.run("down")
+    assert done.returncode == 0, done.stderr
+    assert not (vch.state_dir / "portlayer.sock").exists()
+    assert _status(vch)[0] == 3
+
+
+def test_port_layer_starts_first_and_ends_last(up: Program) -> None:
+    up.run("down")
+    log = {name: (up.state_dir / f"{name}.log").stat().st_mtime_ns for name in ("portlayer", "personality")}
+    assert log["personality"] < log["portlayer"]
+    assert (up.state_dir / "personality.log").read_text().splitlines() == ["personality starts", "personality ends"]
+
+
+def test_second_up_says_so(up: Program) -> None:
+    for options in ((), ("--detach",)):
+        done = up.run("up", *options)
+        assert done.returncode == 1
+        assert "already up" in done.stderr
+    assert _status(up)[0] == 0
+
+
+def test_two_side_by_side(up: Program, tmp_path: Path) -> None:
+    other = Program(tmp_path / "other")
+    assert other.run("up", "--detach").returncode == 0
+    assert other.run("down").returncode == 0
+    assert _status(up)[0] == 0
+
+
+def test_down_twice_is_no_error(vch: Program) -> None:
+    done = vch.run("down")
+    assert done.returncode == 0
+    assert "no VCH is up" in done.stdout
+
+
+def test_part_that_dies_at_the_start_is_the_reason(vch: Program) -> None:
+    done = vch.run("up", "--detach", portlayer="die")
+    assert done.returncode == 1
+    assert "portlayer ended with exit code 7 before it served" in done.stderr
+    assert "no such thing as a guest image" in done.stderr
+    assert not (vch.state_dir / "personality.log").exists()
+
+
+def test_part_that_does_not_get_ready_is_ended(vch: Program) -> None:
+    done = vch.run("up", "--detach", "--ready-timeout", "1", personality="hang")
+    assert done.returncode == 1
+    assert "personality did not get ready in 1 s" in done.stderr
+
+
+def test_part_that_dies_ends_the_vch_and_status_says_why(up: Program) -> None:
+    _, facts = _status(up)
+    waiting = os.pidfd_open(facts["pids"]["vch"])
+    os.kill(facts["pids"]["personality"], signal.SIGUSR1)
+    _ended(waiting)
+    code, facts = _status(up)
+    assert code == 3
+    assert "personality ended with exit code 9" in facts["last_error"]
+    assert "out of luck" in facts["last_error"]
+    assert up.run("up", "--detach").returncode == 0
+
+
+def test_killed_supervisor_leaves_no_part(up: Program) -> None:
+    pids = _status(up)[1]["pids"]
+    waiting = [os.pidfd_open(pid) for pid in pids.values()]
+    os.kill(pids["vch"], signal.SIGKILL)
+    for descriptor in waiting:
+        _ended(descriptor)
+    assert _status(up)[0] == 3
+
+
+def test_foreground_ends_on_ctrl_c(vch: Program) -> None:
+    process = vch.foreground()
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "portlayer   portlayer starts" in log
+    assert "containers keep running" in log
+
+
+def test_foreground_fails_when_a_part_dies(vch: Program) -> None:
+    process = vch.foreground()
+    os.kill(_status(vch)[1]["pids"]["portlayer"], signal.SIGUSR1)
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Error: portlayer ended with exit code 9" in log
+
+
+def test_forced_down_removes_the_containers(up: Program) -> None:
+    (up.state_dir / "machines" / "web").touch()
+    assert _status(up)[1]["containers"]["running"] == 1
+    done = up.run("down", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "removed container web" in done.stdout
+    assert not list((up.state_dir / "machines").iterdir())
+
+
+def test_forced_down_without_a_vch_removes_them_too(up: Program) -> None:
+    up.run("down")
+    (up.state_dir / "machines" / "web").touch()
+    assert (up.state_dir / "machines" / "web").exists()
+    done = up.run("down", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "removed container web" in done.stdout
+    assert not list((up.state_dir / "machines").iterdir())
+
+
+def test_container_that_cannot_be_removed_keeps_the_vch_up(up: Program) -> None:
+    (up.state_dir / "machines" / "stuck").touch()
+    done = up.run("down", "--force")
+    assert done.returncode == 1
+    assert "stuck: the machine does not end" in done.stderr
+    assert _status(up)[0] == 0
+
+
+def test_sockets_and_logs_are_closed_to_others(up: Program) -> None:
+    assert up.state_dir.stat().st_mode & 0o077 == 0
+    assert (up.state_dir / "portlayer.sock").stat().st_mode & 0o077 == 0
+
+
+def test_foreign_socket_is_not_taken(up: Program, tmp_path: Path) -> None:
+    other = Program(tmp_path / "other")
+    done = other.run("up", "--detach", "--grpc", f"unix://{up.state_dir}/portlayer.sock")
+    assert done.returncode == 2 or "another program serves there" in done.stderr
+    assert "another program serves there" in done.stderr
+    assert _status(up)[0] == 0
+
+
+def _ended(pidfd: int) -> None:
+    """Waits for a process that is no child of this one."""
+    assert select.select([pidfd], [], [], 20)[0]
+    os.close(pidfd)

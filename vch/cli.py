@@ -1,0 +1,182 @@
+"""The program `vch`: its commands and options. What they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vch import client, launch, settings, state
+from vch.settings import Settings
+
+_NOT_UP = 3
+
+
+def _state_options(command: Any) -> Any:
+    """--name and --state-dir, which every command takes to say which VCH it means."""
+    path = click.Path(file_okay=False, path_type=Path)
+    command = click.option(
+        "--state-dir", type=path, help="Where it keeps everything  [default: $XDG_STATE_HOME/vch/NAME]"
+    )(command)
+    return click.option("--name", default="default", show_default=True, help="Name of the VCH")(command)
+
+
+def _state_dir(name: str, state_dir: Path | None) -> Path:
+    return settings.default_state_dir(name) if state_dir is None else state_dir.absolute()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="virtual-container-host", prog_name="vch")
+def main() -> None:
+    """A Docker endpoint whose containers are virtual machines.
+
+    `vch up` brings one up; point DOCKER_HOST at it and use docker as ever.
+    """
+
+
+@main.command()
+@_state_options
+@click.option("--host", "hosts", multiple=True, help="unix://PATH or tcp://ADDRESS:PORT for Docker clients; repeatable")
+@click.option("--grpc", "grpc", help="unix://PATH of the gRPC API")
+@click.option("--guest-image", type=click.Path(file_okay=False, path_type=Path), help="Directory made by `make image`")
+@click.option("--default-memory", metavar="SIZE", help="Memory of a VM without --memory, such as 512m")
+@click.option("--default-cpus", type=click.IntRange(1), help="CPUs of a VM without --cpus")
+@click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Default: KVM if it proves to work")
+@click.option("--tlscacert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CA of the clients")
+@click.option("--tlscert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate for TCP")
+@click.option("--tlskey", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option("--ready-timeout", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds per part")
+@click.option("--detach", "-d", is_flag=True, help="Return once it serves")
+@click.option("--ready-fd", type=int, hidden=True)
+def up(
+    name: str, state_dir: Path | None, ready_timeout: float, detach: bool, ready_fd: int | None, **options: Any
+) -> None:
+    """Bring a VCH up; without --detach, serve until Ctrl-C. Containers keep running when it ends."""
+    chosen = _settings(name, _state_dir(name, state_dir), options)
+    if detach:
+        arguments = [*chosen.up_arguments(), "--ready-timeout", str(ready_timeout)]
+        launch.detached(chosen, arguments, timeout_s=ready_timeout)
+        launch.tell(chosen)
+    else:
+        launch.foreground(chosen, timeout_s=ready_timeout, ready_fd=ready_fd)
+
+
+@main.command()
+@_state_options
+@click.option("--force", is_flag=True, help="Remove its containers too, running or not")
+@click.option("--ready-timeout", type=click.FloatRange(0.1), default=60.0, hidden=True)
+def down(name: str, state_dir: Path | None, force: bool, ready_timeout: float) -> None:
+    """End a VCH. Its containers keep running, and the next `up` finds them, unless --force is given."""
+    directory = _state_dir(name, state_dir)
+    if force:
+        for removed in launch.remove_containers(directory, timeout_s=ready_timeout):
+            click.echo(f"removed container {removed}")
+    pid = state.holder(directory)
+    if pid is None:
+        click.echo(f"no VCH is up on {directory}")
+        return
+    launch.end(directory, pid)
+    click.echo(f"the VCH on {directory} is down")
+
+
+@main.command()
+@_state_options
+@click.option("--json", "as_json", is_flag=True, help="For programs")
+def status(name: str, state_dir: Path | None, as_json: bool) -> None:
+    """Show whether a VCH serves. Exit code 0: it does; 1: it is up but does not answer; 3: it is not up."""
+    facts, code = _facts(_state_dir(name, state_dir))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _show(facts)
+    sys.exit(code)
+
+
+@main.command()
+@_state_options
+@click.option("--guest-image", type=click.Path(file_okay=False, path_type=Path), help="Directory made by `make image`")
+@click.option("--json", "as_json", is_flag=True, help="For programs")
+def doctor(name: str, state_dir: Path | None, guest_image: Path | None, as_json: bool) -> None:
+    """Check this machine and say what each finding costs. Exit code 1 when containers cannot run."""
+    from vch import doctor as checks  # with the hypervisor drivers, which no other command needs
+
+    findings = checks.examine(_state_dir(name, state_dir), guest_image or settings.default_guest_image())
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            _show_finding(finding.name, finding.level, finding.found, finding.costs)
+    sys.exit(1 if any(finding.level == "fail" for finding in findings) else 0)
+
+
+def _settings(name: str, directory: Path, options: dict[str, Any]) -> Settings:
+    tls = settings.make_tls(options["tlscacert"], options["tlscert"], options["tlskey"])
+    hosts = tuple(options["hosts"]) or (settings.default_socket(name, directory, "docker.sock"),)
+    grpc = options["grpc"] or settings.default_socket(name, directory, "portlayer.sock")
+    settings.check_addresses(grpc, hosts, tls)
+    return Settings(
+        name=name,
+        state_dir=directory,
+        hosts=hosts,
+        grpc=grpc,
+        guest_image=(options["guest_image"] or settings.default_guest_image()).absolute(),
+        default_memory=options["default_memory"],
+        default_cpus=options["default_cpus"],
+        accelerator=options["accelerator"],
+        tls=tls,
+        log_level=options["log_level"],
+    )
+
+
+def _facts(directory: Path) -> tuple[dict[str, Any], int]:
+    """What `vch status` shows, and its exit code."""
+    running = state.read(directory)
+    if running is None:
+        facts = {"up": False, "state_dir": str(directory), "last_error": launch.last_words(directory)}
+        return facts, _NOT_UP
+    facts = {
+        "up": True,
+        "name": running.name,
+        "since": datetime.fromtimestamp(running.started, UTC).astimezone().isoformat(timespec="seconds"),
+        "docker_host": running.hosts[0],
+        "hosts": list(running.hosts),
+        "grpc": running.grpc,
+        "state_dir": str(directory),
+        "pids": {"vch": running.pid, **running.parts},
+    }
+    about = client.info(running.grpc)
+    if about is None:
+        return facts | {"answers": False}, 1
+    containers = {
+        "running": about.containers_running,
+        "paused": about.containers_paused,
+        "stopped": about.containers_stopped,
+    }
+    facts |= {"answers": True, "containers": containers, "images": about.images}
+    return facts | {"driver": about.driver, "driver_status": dict(about.driver_status)}, 0
+
+
+def _show(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, dict):
+            value = ", ".join(f"{one} {what}" for one, what in value.items())
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        if value != "":
+            click.echo(f"{key.replace('_', ' ') + ':':<15} {value}")
+
+
+def _show_finding(name: str, level: str, found: str, costs: str) -> None:
+    colour = {"ok": "green", "warn": "yellow", "fail": "red"}[level]
+    click.echo(f"{click.style(f'{level:<4}', fg=colour)}  {name:<13} {found}")
+    if costs:
+        click.echo(f"      {'':<13} -> {costs}")

@@ -1,0 +1,135 @@
+"""Looks at this machine the way a VCH will use it, and says what each finding costs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from portlayer.drivers.qemu import accelerator, guest_image
+from portlayer.errors import PortLayerError
+from vch.settings import MAX_SOCKET_PATH
+
+Level = Literal["ok", "warn", "fail"]
+_GIB = 1 << 30
+_TOOLS = {
+    "sqfstar": ("squashfs-tools 4.5 or later", "no image disks: docker load fails"),
+    "mkfs.ext4": ("e2fsprogs", "no writable disks: containers cannot be created"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `costs` is empty when all is well."""
+
+    name: str
+    level: Level
+    found: str
+    costs: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+
+def examine(state_dir: Path, image_dir: Path) -> list[Finding]:
+    """All findings; the proof of KVM boots a kernel and takes up to some seconds."""
+    return [
+        _python(),
+        *asyncio.run(_qemu(image_dir)),
+        _vsock(),
+        *_tools(),
+        *_space(state_dir),
+        _memory(),
+        _sockets(state_dir),
+    ]
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
+
+
+async def _qemu(image_dir: Path) -> list[Finding]:
+    findings = []
+    qemu = image = None
+    try:
+        qemu = await accelerator.inspect_qemu()
+        findings.append(Finding("qemu", "ok", f"{qemu.program} {qemu.version}"))
+        if not qemu.sandbox:
+            findings.append(Finding("sandbox", "warn", "QEMU has no seccomp", "an escaped guest meets no second wall"))
+    except PortLayerError as error:
+        findings.append(Finding("qemu", "fail", str(error), "no container can start"))
+    try:
+        image = guest_image.read(image_dir)
+        findings.append(Finding("guest image", "ok", f"{image_dir}, kernel {image.kernel_version}"))
+    except PortLayerError as error:
+        findings.append(Finding("guest image", "fail", str(error), "no container can start"))
+    if qemu and image:
+        findings.append(await _accelerator(qemu, image))
+    return findings
+
+
+async def _accelerator(qemu: accelerator.Qemu, image: guest_image.GuestImage) -> Finding:
+    with tempfile.TemporaryDirectory() as scratch:
+        choice = await accelerator.choose(qemu, image, Path(scratch) / "accelerator.json", None)
+    if choice.accelerator == "kvm":
+        return Finding("accelerator", "ok", choice.reason)
+    return Finding("accelerator", "warn", choice.reason, "boots take seconds, programs run about ten times slower")
+
+
+def _vsock() -> Finding:
+    try:
+        os.close(os.open("/dev/vhost-vsock", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        costs = "nothing but some speed: the agent is reached over virtio-serial"
+        return Finding("vsock", "ok", f"/dev/vhost-vsock: {error.strerror}", costs)
+    return Finding("vsock", "ok", "/dev/vhost-vsock opens")
+
+
+def _tools() -> Iterator[Finding]:
+    # Tools of e2fsprogs are in sbin, which is not on every user's PATH.
+    search = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+    for tool, (package, costs) in _TOOLS.items():
+        where = shutil.which(tool, path=search)
+        if where:
+            yield Finding(tool, "ok", where)
+        else:
+            yield Finding(tool, "fail", f"missing, install {package}", costs)
+
+
+def _space(state_dir: Path) -> Iterator[Finding]:
+    there = next(path for path in (state_dir, *state_dir.parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    words = f"{free / _GIB:.1f} GiB free in {there}"
+    if free < _GIB:
+        yield Finding("disk", "fail", words, "images and writable disks will not fit")
+    elif free < 10 * _GIB:
+        yield Finding("disk", "warn", words, "room for a few small images only")
+    else:
+        yield Finding("disk", "ok", words)
+    if not os.access(there, os.W_OK):
+        yield Finding("state directory", "fail", f"{there} is not writable", "a VCH cannot keep its state")
+
+
+def _memory() -> Finding:
+    available = psutil.virtual_memory().available
+    words = f"{available / _GIB:.1f} GiB available, {os.cpu_count()} CPUs"
+    if available < _GIB:
+        return Finding("memory", "warn", words, "room for one or two containers only")
+    return Finding("memory", "ok", words)
+
+
+def _sockets(state_dir: Path) -> Finding:
+    longest = len(os.fsencode(state_dir / "portlayer.sock"))
+    if longest > MAX_SOCKET_PATH:
+        costs = "give short paths with --host and --grpc"
+        return Finding("socket paths", "warn", f"{longest} bytes, {MAX_SOCKET_PATH} fit", costs)
+    return Finding("socket paths", "ok", f"{longest} of {MAX_SOCKET_PATH} bytes")
