@@ -6,6 +6,9 @@ DockerError      a status and a sentence; the body of the answer is {"message": 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import grpc
 import grpc.aio
 from google.rpc import status_pb2
@@ -36,7 +39,7 @@ class DockerError(Exception):
         self.message = message
 
 
-class NotServed(DockerError):  # noqa: N818 - it names the answer, as HTTP does, not a failure of ours
+class NotServed(DockerError):
     """The endpoint exists in Docker's API and is not served here."""
 
     def __init__(self, message: str) -> None:
@@ -58,7 +61,9 @@ def from_rpc(error: grpc.aio.AioRpcError) -> DockerError:
 
 def launch_failure(error: grpc.aio.AioRpcError) -> execution_pb2.LaunchFailed | None:
     """The details of a start or exec whose program could not be launched; None for every other error."""
-    for key, value in error.trailing_metadata() or ():
+    # What grpc gives, whatever its stubs say.
+    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    for key, value in metadata:
         if key != "grpc-status-details-bin" or not isinstance(value, bytes):
             continue
         status = status_pb2.Status.FromString(value)
