@@ -2,42 +2,41 @@
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-STAMP := build/setup.stamp
-APT := qemu-system-x86 qemu-utils squashfs-tools e2fsprogs zstd python3-venv
-SUDO := $(shell [ $$(id -u) = 0 ] || echo sudo)
+STAMP := $(VENV)/setup.stamp
+PREFIX ?= $(shell [ $$(id -u) = 0 ] && echo /usr/local || echo $(HOME)/.local)
+GUEST_IMAGE := build/photon-image
+BUSYBOX := build/images/busybox.tar
+# The demonstration VCH of `make run`.
+RUN_STATE := build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto image test test-fast lint clean
+.PHONY: help setup proto image run stop test test-fast lint fmt bench install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install system packages and the virtual environment (once)
 
-# python3-venv is asked for only where this Python cannot make environments without it.
-$(STAMP): pyproject.toml setup.py $(wildcard proto/*/v1/*.proto) proto/generate.py Makefile
-	@mkdir -p build
-	@missing=(); for package in $(APT); do \
-	  if [ $$package = python3-venv ] && python3 -c 'import ensurepip' 2>/dev/null; then continue; fi; \
-	  dpkg -s $$package >/dev/null 2>&1 || missing+=($$package); done; \
-	if [ $${#missing[@]} -gt 0 ] || ! apt-cache show busybox-static >/dev/null 2>&1; then \
-	  echo "setup: system packages $${missing[*]}"; $(SUDO) apt-get update -qq; fi; \
-	if [ $${#missing[@]} -gt 0 ]; then \
-	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $${missing[@]} >build/apt.log 2>&1 \
-	  || { tail -20 build/apt.log; exit 1; }; fi
-	@echo "setup: virtual environment"
-	@[ -x $(PYTHON) ] || $$(command -v python3.11 || command -v python3) -m venv $(VENV)
-	@$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
-	@$(PYTHON) proto/generate.py
+$(STAMP): pyproject.toml setup.py $(wildcard proto/*/v1/*.proto) proto/generate.py scripts/setup.sh
+	@scripts/setup.sh
 	@touch $@
 
 proto: setup ## make the protobuf stubs again
 	@$(PYTHON) proto/generate.py
 
 image: setup ## build the guest image (kernel and initramfs) into build/photon-image
-	@$(PYTHON) photon-image/build.py --output build/photon-image
+	@$(PYTHON) photon-image/build.py --output $(GUEST_IMAGE)
 
-test: setup ## run every test, real virtual machines included
+$(BUSYBOX): scripts/busybox_image.py scripts/image_archive.py | $(STAMP)
+	@$(PYTHON) scripts/busybox_image.py --output $@
+
+run: image $(BUSYBOX) ## bring up a VCH on QEMU and run a first container in it
+	@$(PYTHON) scripts/first_run.py --state-dir $(RUN_STATE) --guest-image $(GUEST_IMAGE) --image $(BUSYBOX)
+
+stop: ## end the VCH of `make run` together with its containers
+	@[ ! -d $(RUN_STATE) ] || [ ! -x $(VENV)/bin/vch ] || $(VENV)/bin/vch down --force --state-dir $(RUN_STATE)
+
+test: image $(BUSYBOX) ## run every test, real virtual machines included
 	@$(VENV)/bin/pytest -q -m "not vm and not slow"
 	@$(VENV)/bin/pytest -q -m "vm or slow"
 
@@ -47,5 +46,17 @@ test-fast: setup ## run the tests that need no virtual machine
 lint: setup ## check style, types and protos (part of the tests too)
 	@$(VENV)/bin/pytest -q tests/repo
 
-clean: ## remove what the build made
+fmt: setup ## format the sources and mend what the linter can
+	@$(VENV)/bin/ruff check --quiet --fix .
+	@$(VENV)/bin/ruff format --quiet .
+
+bench: image $(BUSYBOX) ## measure, next to dockerd where it is installed
+	@$(PYTHON) -m bench --guest-image $(GUEST_IMAGE) --image $(BUSYBOX)
+
+install: image ## put the programs on PATH (PREFIX=/usr/local, or ~/.local for a user)
+	@mkdir -p $(PREFIX)/bin
+	@ln -sfn $(abspath $(VENV)/bin/vch) $(PREFIX)/bin/vch
+	@echo "vch is in $(PREFIX)/bin"
+
+clean: stop ## remove what the build made
 	@rm -rf build .venv tether/v1 portlayer/v1 *.egg-info
