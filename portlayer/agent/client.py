@@ -58,9 +58,15 @@ class AgentClient:
         self._by_stream: dict[int, _Call | Follow] = {}
         self._task: asyncio.Task[None] | None = None
         self._failure: AgentError | None = None
+        # Set while no channel is open: all that the last one brought has been taken in.
+        self.disconnected = asyncio.Event()
+
+    def open(self) -> None:
+        """Begins to reach for the agent, in the background."""
+        self._task = asyncio.create_task(self._run(), name="agent channel")
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="agent channel")
+        self.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -196,8 +202,10 @@ class AgentClient:
                 except (PortLayerError, OSError) as error:
                     _log.debug("no channel to the agent: %s", error)
                 else:
+                    self.disconnected.clear()
                     if await self._converse(reader, self._writer):
                         delay = _RETRY_S[0]
+                self.disconnected.set()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _RETRY_S[1])
         except AgentProtocolError as error:

@@ -1,0 +1,562 @@
+"""One container: its state machine on its machine.
+
+Operations are serialised by a lock, held only while something is changed, never while something is awaited that another
+operation may have to bring about (the end of a run). What must survive is in the record, stored with the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from portlayer.agent import AgentError, AgentRpcError
+from portlayer.agent.errors import NOT_FOUND
+from portlayer.drivers.base import Machine, MachineDriver, PowerState
+from portlayer.errors import ConflictError, LaunchError, NotFoundError, PortLayerError, UnavailableError
+from portlayer.events import EventHub
+from portlayer.execution import process_spec, states
+from portlayer.execution.exec_process import ExecProcess
+from portlayer.execution.run import Ended, Run
+from portlayer.execution.sizes import Size
+from portlayer.execution.states import Action
+from portlayer.execution.streams import OutputHub
+from portlayer.execution.tasks import Tasks
+from portlayer.logs import Log
+from portlayer.v1 import execution_pb2, record_pb2, types_pb2
+from tether.v1 import tether_pb2
+
+SIGKILL = 9
+KILLED_EXIT_CODE = 128 + SIGKILL
+DEFAULT_STOP_TIMEOUT_S = 10
+RECORD_VERSION = 1
+# After SIGKILL a guest has this long to report the end before its power is cut.
+_KILL_S = 10.0
+_STOP_CALL_S = 10.0
+_MAX_ENDED_EXECS = 64
+_SAVE_RETRY_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What every container of a VCH shares."""
+
+    driver: MachineDriver
+    events: EventHub
+    tasks: Tasks
+
+
+class Container:
+    """See the module's docstring."""
+
+    def __init__(self, host: Host, machine: Machine, record: record_pb2.ContainerRecord, size: Size) -> None:
+        self._host = host
+        self._size = size
+        self.machine = machine
+        self.record = record
+        limits = record.container.spec.log
+        self.log = Log(
+            machine.directory / "log",
+            max_file_bytes=limits.max_file_bytes,
+            max_files=limits.max_files,
+            keep=not limits.disabled,
+        )
+        self.output = OutputHub()
+        self.execs: dict[str, ExecProcess] = {}
+        self._lock = asyncio.Lock()
+        self._run: Run | None = None
+        self._kill_ordered = False
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._next_exit: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._started = asyncio.Event()
+        self.removed: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+
+    # --- what it is
+
+    @property
+    def id(self) -> str:
+        return self.record.container.id
+
+    @property
+    def name(self) -> str:
+        return self.record.container.name
+
+    @property
+    def spec(self) -> types_pb2.ContainerSpec:
+        return self.record.container.spec
+
+    @property
+    def state(self) -> types_pb2.ContainerState:
+        return self.record.container.state
+
+    @property
+    def live(self) -> bool:
+        """Whether a process of it exists."""
+        return self.state.status in states.LIVE
+
+    def to_proto(self) -> types_pb2.Container:
+        """A copy for clients."""
+        container = types_pb2.Container()
+        container.CopyFrom(self.record.container)
+        container.exec_ids.extend(one.id for one in self.execs.values())
+        return container
+
+    def emit(self, action: str, attributes: Mapping[str, str] | None = None) -> None:
+        """Records an event of this container."""
+        own = {**self.spec.labels, "image": self.spec.image, "name": self.name}
+        self._host.events.emit("container", action, self.id, {**own, **(attributes or {})})
+
+    # --- starting
+
+    async def start(self) -> bool:
+        """Boots the VM and launches init; False when it runs already. Raises LaunchError, ConflictError."""
+        return await self._host.tasks.finish(self._start(), f"start {self.id[:12]}")
+
+    async def _start(self) -> bool:
+        async with self._lock:
+            if self.state.status == states.PAUSED:
+                raise ConflictError("cannot start a paused container, try unpause instead")
+            if self.state.status in states.ACTIVE:
+                return False
+            self._require_usable()
+            await self._settled.wait()
+            try:
+                await self._launch()
+            except PortLayerError as error:
+                await self._launch_failed(error)
+                if self.spec.auto_remove:
+                    self._host.tasks.spawn(self.remove(force=False), f"remove {self.id[:12]}")
+                raise
+            return True
+
+    async def _launch(self) -> None:
+        self._move(Action.START)
+        self.record.run += 1
+        self.record.start_request_id = secrets.token_hex(16)
+        self.state.error = ""
+        await self._save()
+        run = self._run = Run(self.machine, self.log, self.output, self.record.run)
+        await run.boot()
+        request = process_spec.init_request(
+            self.spec,
+            self.record.start_request_id,
+            memory_limit_bytes=self._size.memory_limit_bytes,
+            cpu_limit_ns_per_s=self._size.cpu_limit_ns_per_s,
+        )
+        response = await run.launch(request)
+        self._move(Action.LAUNCHED)
+        self.state.pid = response.pid
+        self.state.exit_code = 0
+        self.state.oom_killed = False
+        self.state.started_unix_ns = time.time_ns()
+        self.state.finished_unix_ns = 0
+        self.record.container.start_phases_ns.clear()
+        self.record.container.start_phases_ns.update(run.phases_ns)
+        await self._save()
+        self._begin(run)
+        self.emit("start")
+
+    async def _launch_failed(self, error: PortLayerError) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            await run.close()
+        with contextlib.suppress(PortLayerError):
+            await self.machine.power_off()
+        if self.state.status == states.STARTING:
+            self._move(Action.LAUNCH_FAILED if self.state.started_unix_ns else Action.FIRST_LAUNCH_FAILED)
+        elif self.live:
+            self._move(Action.EXIT)
+        self.state.exit_code = error.exit_code if isinstance(error, LaunchError) else 128
+        self.state.error = str(error)
+        self.state.finished_unix_ns = time.time_ns() if self.state.started_unix_ns else 0
+        with contextlib.suppress(PortLayerError):
+            await self._save()
+        self.emit("die", {"exitCode": str(self.state.exit_code)})
+        self.output.end_run()
+
+    def _begin(self, run: Run) -> None:
+        """A run is under way: watch it."""
+        self._kill_ordered = False
+        self._settled.clear()
+        self._started.set()
+        self._host.tasks.spawn(self._supervise(run), f"supervise {self.id[:12]}")
+
+    async def _supervise(self, run: Run) -> None:
+        ended = await run.watch()
+        if ended.error and self._kill_ordered:
+            ended = Ended(KILLED_EXIT_CODE)
+        try:
+            async with self._lock:
+                self._record_exit(ended)
+            await self._save_surely()
+            if not self.spec.auto_remove:
+                await run.settle()
+        finally:
+            await run.close()
+            self._settled.set()
+        if self.spec.auto_remove:
+            await self.remove(force=False)
+
+    def _record_exit(self, ended: Ended) -> None:
+        self._move(Action.EXIT)
+        self._run = None
+        self._started.clear()
+        self.state.pid = 0
+        self.state.exit_code = ended.exit_code
+        self.state.oom_killed = ended.oom_killed
+        self.state.error = ended.error
+        self.state.finished_unix_ns = time.time_ns()
+        if ended.oom_killed:
+            self.emit("oom")
+        self.emit("die", {"exitCode": str(ended.exit_code)})
+        self.output.end_run()
+        self.log.notify()
+        waiting, self._next_exit = self._next_exit, asyncio.get_running_loop().create_future()
+        waiting.set_result(ended)
+
+    # --- ending
+
+    async def stop(self, timeout_s: int | None, signal: int) -> bool:
+        """Asks init to end, kills it after the time (None: its own, negative: never). False when it did not run."""
+        async with self._lock:
+            if not self.live:
+                return False
+            exit_ = self._next_exit
+            await self._wake()
+            self._move(Action.STOP)
+            grace_s = timeout_s if timeout_s is not None else self._own_stop_timeout()
+            number = signal or self.spec.stop_signal
+            request = tether_pb2.StopRequest(signal=number)
+            if grace_s >= 0:
+                request.grace_ms = grace_s * 1000
+            self.emit("kill", {"signal": str(number)})
+            try:
+                await self._live_run().client.stop(request, timeout_s=_STOP_CALL_S)
+            except AgentError as error:
+                await self._cut_power(f"it does not stop ({error})")
+        await self._await_exit(exit_, None if grace_s < 0 else float(grace_s))
+        self.emit("stop")
+        return True
+
+    async def kill(self, signal: int) -> None:
+        """Sends a signal to init; with SIGKILL returns when the run has ended. Raises ConflictError."""
+        async with self._lock:
+            self._require_live()
+            exit_ = self._next_exit
+            if signal in (SIGKILL, self.spec.stop_signal):
+                await self._wake()
+            await self._signal(signal)
+            self.emit("kill", {"signal": str(signal)})
+        if signal == SIGKILL:
+            await self._await_exit(exit_, _KILL_S)
+
+    async def _await_exit(self, exit_: asyncio.Future[Ended], grace_s: float | None) -> None:
+        """Waits for the end of a run; after the time it is killed, and at last the VM's power is cut."""
+        for patience in (grace_s, _KILL_S):
+            try:
+                async with asyncio.timeout(patience):
+                    await asyncio.shield(exit_)
+                return
+            except TimeoutError:
+                if run := self._run:
+                    request = tether_pb2.SignalRequest(process_id="init", signal=SIGKILL)
+                    with contextlib.suppress(AgentError):
+                        await run.client.signal(request, timeout_s=_STOP_CALL_S)
+        await self._cut_power("it does not end")
+        await asyncio.shield(exit_)
+
+    async def _signal(self, signal: int) -> None:
+        try:
+            await self._live_run().client.signal(tether_pb2.SignalRequest(process_id="init", signal=signal))
+        except AgentRpcError as error:
+            if error.rpc_code == NOT_FOUND:
+                raise ConflictError(f"container {self.id} is not running") from error
+            raise
+        except AgentError as error:
+            if signal != SIGKILL:
+                raise
+            await self._cut_power(f"its agent does not answer ({error})")
+
+    async def _cut_power(self, why: str) -> None:
+        _log.warning("container %s: cutting the power of its VM: %s", self.id[:12], why)
+        self._kill_ordered = True
+        await self.machine.power_off()
+
+    async def _wake(self) -> None:
+        if self.state.status == states.PAUSED:
+            await self.machine.resume()
+            self._move(Action.RESUME)
+
+    async def restart(self, timeout_s: int | None, signal: int) -> None:
+        """Stops it if need be, and starts it."""
+        await self.stop(timeout_s, signal)
+        await self.start()
+        self.emit("restart")
+
+    # --- pausing
+
+    async def pause(self) -> None:
+        """Freezes the VM. Raises ConflictError."""
+        async with self._lock:
+            self._require_live()
+            if self.state.status == states.PAUSED:
+                raise ConflictError(f"Container {self.id} is already paused")
+            await self.machine.pause()
+            self._move(Action.PAUSE)
+            await self._save()
+            self.emit("pause")
+
+    async def resume(self) -> None:
+        """Lets a frozen VM go on. Raises ConflictError."""
+        async with self._lock:
+            if self.state.status != states.PAUSED:
+                raise ConflictError(f"Container {self.id} is not paused")
+            await self._wake()
+            await self._save()
+            self.emit("unpause")
+
+    # --- removing
+
+    async def remove(self, *, force: bool) -> None:
+        """Destroys machine, disks and log. Raises ConflictError when it runs and `force` is not set."""
+        if force and self.state.status in states.ACTIVE:
+            with contextlib.suppress(ConflictError):
+                await self.kill(SIGKILL)
+        await self._host.tasks.finish(self._remove(), f"remove {self.id[:12]}")
+
+    async def _remove(self) -> None:
+        async with self._lock:
+            if self.removed.done():
+                return
+            if self.state.status in states.ACTIVE:
+                what = "paused: unpause and then stop" if self.state.status == states.PAUSED else "running: stop"
+                raise ConflictError(
+                    f'cannot remove container "/{self.name}": container is {what} the container before removing '
+                    "or force remove"
+                )
+            self._move(Action.REMOVE)
+            try:
+                await self._save()
+                self.log.close()
+                await self._host.driver.destroy(self.machine)
+            except PortLayerError as error:
+                self._move(Action.REMOVE_FAILED)
+                self.state.error = f"removal failed: {error}"
+                raise
+            self.emit("destroy")
+            self.removed.set_result(Ended(self.state.exit_code, error=self.state.error))
+            self.output.end_run()
+            self.log.notify()
+
+    async def rename(self, name: str) -> None:
+        """Gives it another name; the caller has made sure that it is free."""
+        async with self._lock:
+            old, self.record.container.name = self.name, name
+            try:
+                await self._save()
+            except PortLayerError:
+                self.record.container.name = old
+                raise
+            self.emit("rename", {"oldName": f"/{old}"})
+
+    # --- waiting
+
+    def next_exit(self) -> asyncio.Future[Ended]:
+        """Done when the run under way, or the next one, ends. Shield it."""
+        return self._next_exit
+
+    async def stdin_write(self, data: bytes) -> None:
+        """Appends to init's stdin; waits for the container to start."""
+        await self._started.wait()
+        if self._run is not None and self._run.stdin is not None:
+            await self._run.stdin.write(data)
+
+    async def stdin_close(self) -> None:
+        """Ends init's stdin."""
+        await self._started.wait()
+        if self._run is not None and self._run.stdin is not None:
+            await self._run.stdin.close()
+
+    # --- within
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Sets the size of init's terminal. Before the start it becomes the first size."""
+        if self.state.status in (states.CREATED, states.STARTING):
+            self.spec.process.terminal_rows, self.spec.process.terminal_columns = rows, columns
+            return
+        self._require_live()
+        await self._resize("init", rows, columns)
+        self.emit("resize", {"height": str(rows), "width": str(columns)})
+
+    async def resize_exec(self, process: ExecProcess, rows: int, columns: int) -> None:
+        """Sets the size of an exec's terminal. Raises ConflictError when it does not run."""
+        if not process.running:
+            process.spec.terminal_rows, process.spec.terminal_columns = rows, columns
+            return
+        await self._resize(process.id, rows, columns)
+
+    async def _resize(self, process_id: str, rows: int, columns: int) -> None:
+        size = tether_pb2.WindowSize(rows=rows, columns=columns)
+        try:
+            await self._live_run().client.resize(tether_pb2.ResizeRequest(process_id=process_id, window_size=size))
+        except AgentRpcError as error:
+            raise ConflictError(f"cannot resize: {error.message}") from error
+
+    async def processes(self) -> tether_pb2.ProcessesResponse:
+        """The container's processes. Raises ConflictError when it does not run."""
+        self._require_live()
+        self._require_not_paused()
+        try:
+            processes = await self._live_run().client.processes()
+        except AgentRpcError as error:
+            raise ConflictError(f"container {self.id} is not running") from error
+        self.emit("top")
+        return processes
+
+    async def stats(self) -> tether_pb2.StatsResponse | None:
+        """Resource usage, None when it does not run."""
+        run = self._run
+        if run is None or not self.live or self.state.status == states.PAUSED:
+            return None
+        try:
+            return await run.client.stats()
+        except AgentError:
+            if self._run is not run:
+                return None  # it ended meanwhile
+            raise
+
+    def create_exec(self, spec: execution_pb2.ExecSpec) -> ExecProcess:
+        """Prepares a process. Raises ConflictError when the container does not run."""
+        self._require_live()
+        self._require_not_paused()
+        process = ExecProcess(secrets.token_hex(32), self.id, spec)
+        ended = [one for one in self.execs.values() if one.ended.is_set()]
+        for old in ended[: max(0, len(ended) - _MAX_ENDED_EXECS + 1)]:
+            del self.execs[old.id]
+        self.execs[process.id] = process
+        self.emit(f"exec_create: {' '.join(spec.args)}", {"execID": process.id})
+        return process
+
+    async def start_exec(self, process: ExecProcess) -> None:
+        """Launches a prepared process and has it watched. Raises LaunchError, ConflictError."""
+        self._require_live()
+        self._require_not_paused()
+        process.claim()
+        await self._host.tasks.finish(self._start_exec(process, self._live_run()), f"exec {process.id[:12]}")
+
+    async def _start_exec(self, process: ExecProcess, run: Run) -> None:
+        self.emit(f"exec_start: {' '.join(process.spec.args)}", {"execID": process.id})
+        await process.start(run.client, process_spec.exec_request(process.id, process.spec, self.spec))
+        self._host.tasks.spawn(self._watch_exec(process, run), f"watch exec {process.id[:12]}")
+
+    async def _watch_exec(self, process: ExecProcess, run: Run) -> None:
+        exit_code = await process.watch(run.client)
+        self.emit("exec_die", {"execID": process.id, "exitCode": str(exit_code)})
+
+    # --- after a restart of the port layer
+
+    async def recover(self) -> None:
+        """Takes up what a former port layer left; what needs time goes on in the background."""
+        await asyncio.to_thread(self.log.open)
+        power = await self.machine.power_state()
+        status = self.state.status
+        if status == states.REMOVING:
+            self._host.tasks.spawn(self._remove(), f"remove {self.id[:12]}")
+        elif status == states.STARTING:
+            await self._launch_failed(UnavailableError("the port layer ended while the container started"))
+        elif status in states.LIVE:
+            self._adopt(power)
+        elif power is not PowerState.OFF:
+            self._settled.clear()
+            self._host.tasks.spawn(self._power_off_leftover(), f"power off {self.id[:12]}")
+
+    def _adopt(self, power: PowerState) -> None:
+        if power is PowerState.PAUSED:
+            self.state.status = states.PAUSED
+        elif self.state.status == states.PAUSED:
+            self.state.status = states.RUNNING
+        run = self._run = Run(self.machine, self.log, self.output, self.record.run)
+        self._settled.clear()
+        self._started.set()
+        self._host.tasks.spawn(self._join(run, power), f"adopt {self.id[:12]}")
+
+    async def _join(self, run: Run, power: PowerState) -> None:
+        """Makes sure that the VM still runs what was started, then watches it. A frozen one is not asked."""
+        run.adopt(stdin=self.spec.process.open_stdin)
+        if power is PowerState.RUNNING:
+            try:
+                if await run.started_request_id() != self.record.start_request_id:
+                    await self.machine.power_off()
+            except UnavailableError as error:
+                _log.warning("container %s: %s", self.id[:12], error)
+                await self.machine.power_off()
+        await self._supervise(run)
+
+    async def _power_off_leftover(self) -> None:
+        """The exit is recorded, but the VM was not told: let it go in order."""
+        run = Run(self.machine, self.log, self.output, self.record.run)
+        try:
+            run.adopt(stdin=False)
+            with contextlib.suppress(UnavailableError):
+                await run.client.power_off(timeout_s=_STOP_CALL_S)
+            await run.settle()
+        finally:
+            await run.close()
+            self._settled.set()
+        if self.spec.auto_remove:
+            await self.remove(force=False)
+
+    def detach(self) -> None:
+        """The port layer ends; the VM goes on."""
+        self.log.close()
+
+    # --- helpers
+
+    def _own_stop_timeout(self) -> int:
+        return self.spec.stop_timeout_s if self.spec.HasField("stop_timeout_s") else DEFAULT_STOP_TIMEOUT_S
+
+    def _live_run(self) -> Run:
+        if self._run is None:
+            raise ConflictError(f"container {self.id} is not running")
+        return self._run
+
+    def _require_live(self) -> None:
+        if not self.live:
+            raise ConflictError(f"container {self.id} is not running")
+
+    def _require_not_paused(self) -> None:
+        if self.state.status == states.PAUSED:
+            raise ConflictError(f"Container {self.name} is paused, unpause the container before exec")
+
+    def _require_usable(self) -> None:
+        if self.removed.done():
+            raise NotFoundError(f"No such container: {self.id}")
+        if self.state.status in (states.REMOVING, states.DEAD):
+            raise ConflictError("container is marked for removal and cannot be started")
+
+    def _move(self, action: Action) -> None:
+        self.state.status = states.move(self.state.status, action)
+
+    async def _save(self) -> None:
+        await self.machine.write_record(self.record.SerializeToString())
+
+    async def _save_surely(self) -> None:
+        """An exit must be durable before the agent may forget it; a full disk only delays that."""
+        warned = False
+        while not self.removed.done():
+            try:
+                await self._save()
+                return
+            except NotFoundError:
+                return
+            except PortLayerError as error:
+                if not warned:
+                    _log.error("the exit of container %s is not recorded yet: %s", self.id[:12], error)
+                    warned = True
+                await asyncio.sleep(_SAVE_RETRY_S)

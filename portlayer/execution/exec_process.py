@@ -1,0 +1,103 @@
+"""A process that runs beside a container's init."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from portlayer.agent import AgentClient, AgentError, AgentRpcError
+from portlayer.agent.errors import FAILED_PRECONDITION, RESOURCE_EXHAUSTED
+from portlayer.errors import ConflictError, ExhaustedError, LaunchError
+from portlayer.execution.launch_failure import launch_error
+from portlayer.execution.standard_input import StandardInput
+from portlayer.execution.streams import Chunk, OutputHub
+from portlayer.v1 import execution_pb2
+from tether.v1 import tether_pb2
+
+
+class ExecProcess:
+    """Prepared once, started at most once. Its output goes to whoever is attached, or nowhere."""
+
+    def __init__(self, exec_id: str, container_id: str, spec: execution_pb2.ExecSpec) -> None:
+        self.id = exec_id
+        self.container_id = container_id
+        self.spec = spec
+        self.hub = OutputHub()
+        self.stdin: StandardInput | None = None
+        self.running = False
+        self.exit_code: int | None = None
+        self.pid = 0
+        self.ended = asyncio.Event()
+        self._started = False
+
+    def claim(self) -> None:
+        """Marks it as started. Raises ConflictError the second time."""
+        if self._started:
+            raise ConflictError(f"exec command {self.id} has already run")
+        self._started = True
+
+    async def start(self, client: AgentClient, request: tether_pb2.ExecRequest) -> None:
+        """Launches it. Raises LaunchError, AgentError."""
+        try:
+            response = await client.exec(request)
+        except AgentRpcError as error:
+            self._end(128)
+            if error.rpc_code == RESOURCE_EXHAUSTED:
+                raise ExhaustedError(error.message) from error
+            if error.rpc_code == FAILED_PRECONDITION:
+                raise ConflictError(f"container {self.container_id} is not running") from error
+            raise
+        except AgentError:
+            self._end(128)
+            raise
+        if response.HasField("failure"):
+            failure = launch_error(response.failure, "container process")
+            self._end(failure.exit_code)
+            raise LaunchError(
+                f"OCI runtime exec failed: exec failed: {failure}",
+                exit_code=failure.exit_code,
+                errno=failure.errno,
+                step=failure.step,
+            )
+        self.pid = response.pid
+        self.running = True
+        if request.process.stdin:
+            self.stdin = StandardInput(client, self.id)
+
+    async def watch(self, client: AgentClient) -> int:
+        """Hands its output on until it has ended; returns its exit code. The container's end ends it with 137."""
+        exit_code = 137
+        follow = client.follow(self.id, 0)
+        try:
+            async for message in follow:
+                if message.HasField("exited"):
+                    exit_code = message.exited.exit_code
+                    follow.acknowledge(follow.offset, exit_recorded=True)
+                    break
+                output = message.output
+                stream = 2 if output.stream == tether_pb2.STREAM_STDERR else 1
+                await self.hub.publish(Chunk(stream, output.data))
+                follow.acknowledge(output.offset + len(output.data))
+        except AgentError:
+            pass  # the container's own run tells what happened to its VM
+        finally:
+            with contextlib.suppress(AgentError):
+                await follow.aclose()
+            self._end(exit_code)
+        return exit_code
+
+    def to_proto(self) -> execution_pb2.Exec:
+        return execution_pb2.Exec(
+            id=self.id,
+            container_id=self.container_id,
+            spec=self.spec,
+            running=self.running,
+            exit_code=self.exit_code,
+            pid=self.pid,
+        )
+
+    def _end(self, exit_code: int) -> None:
+        self.running = False
+        self.exit_code = exit_code
+        self.hub.end_run()
+        self.ended.set()

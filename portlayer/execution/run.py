@@ -1,0 +1,182 @@
+"""One run of a container: from power-on to the exit that the agent reported, or to the VM that went away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from portlayer.agent import AgentClient, AgentError, AgentProtocolError, Follow
+from portlayer.drivers.base import Machine
+from portlayer.errors import DriverError, UnavailableError
+from portlayer.execution.launch_failure import launch_error
+from portlayer.execution.standard_input import StandardInput
+from portlayer.execution.streams import Chunk, OutputHub
+from portlayer.logs import Log
+from portlayer.logs.records import Record
+from tether.v1 import tether_pb2
+
+INIT = "init"
+LOST_EXIT_CODE = 255
+# Under software emulation on a busy host a boot can take very long; a VM that died ends the wait at once.
+_BOOT_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 120.0
+# What a dead VM's channel still holds is read within this time.
+_DRAIN_S = 5.0
+_POWER_OFF_S = 10.0
+_FULL_DISK_RETRY_S = 1.0
+# Guests that claim to live in the future are set right.
+_MAX_AHEAD_NS = 5_000_000_000
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    exit_code: int
+    oom_killed: bool = False
+    error: str = ""
+
+
+class Run:
+    """Owns the agent's client and what takes its output in. `close` in any case; that does not touch the VM."""
+
+    def __init__(self, machine: Machine, log: Log, hub: OutputHub, number: int) -> None:
+        self._machine = machine
+        self._log = log
+        self._hub = hub
+        self._number = number
+        self._follow: Follow | None = None
+        self.client = AgentClient(machine.open_channel)
+        self.stdin: StandardInput | None = None
+        self.phases_ns: dict[str, int] = {}
+
+    async def boot(self) -> None:
+        """Powers the machine on and waits for its agent. Raises UnavailableError."""
+        began = time.monotonic_ns()
+        await self._machine.power_on()
+        self._phase("machine", began)
+        began = time.monotonic_ns()
+        self.client.open()
+        hello = await self._alive(self.client.hello(timeout_s=_BOOT_TIMEOUT_S))
+        self._phase("boot", began)
+        self.phases_ns["agent_ready"] = hello.ready_after_ns
+
+    async def launch(self, request: tether_pb2.StartRequest) -> tether_pb2.StartResponse:
+        """Starts init. Raises LaunchError, UnavailableError."""
+        began = time.monotonic_ns()
+        response = await self._alive(self.client.start(request, timeout_s=_START_TIMEOUT_S))
+        self._phase("exec", began)
+        if response.HasField("failure"):
+            raise launch_error(response.failure, "container process")
+        self._log.begin_run(self._number)
+        if request.process.stdin:
+            self.stdin = StandardInput(self.client, INIT)
+        return response
+
+    def adopt(self, *, stdin: bool) -> None:
+        """Joins a run that another port layer started."""
+        self.client.open()
+        self._log.begin_run(self._number)
+        if stdin:
+            self.stdin = StandardInput(self.client, INIT, offset=None)
+
+    async def started_request_id(self) -> str:
+        """The request id of the Start that the agent carried out. Raises UnavailableError."""
+        hello = await self._alive(self.client.hello(timeout_s=_BOOT_TIMEOUT_S))
+        return hello.started_request_id
+
+    async def watch(self) -> Ended:
+        """Takes output in until the run has ended; the exit is not acknowledged yet (see `settle`)."""
+        self._follow = self.client.follow(INIT, self._log.end_offset)
+        off = asyncio.create_task(self._close_when_off())
+        try:
+            async for message in self._follow:
+                if message.HasField("exited"):
+                    return Ended(message.exited.exit_code, message.exited.oom_killed)
+                await self._take_in(message.output)
+        except AgentProtocolError as error:
+            await self._machine.power_off()
+            return Ended(LOST_EXIT_CODE, error=f"the VM was cut off: {error}")
+        except AgentError as error:
+            if not off.done():
+                await self._machine.power_off()
+                return Ended(LOST_EXIT_CODE, error=f"the VM was cut off: {error}")
+        finally:
+            off.cancel()
+            with contextlib.suppress(asyncio.CancelledError, DriverError):
+                await off
+        return Ended(LOST_EXIT_CODE, error="the VM stopped without reporting an exit status")
+
+    async def settle(self) -> None:
+        """The exit is recorded: lets the agent power its VM off in order, and cuts the power if it does not."""
+        if self._follow is not None:
+            self._follow.acknowledge(self._log.end_offset, exit_recorded=True)
+        try:
+            async with asyncio.timeout(_POWER_OFF_S):
+                await self._machine.wait_off()
+        except TimeoutError:
+            _log.warning("machine %s does not power off: cutting its power", self._machine.id)
+            await self._machine.power_off()
+
+    async def close(self) -> None:
+        """Lets go of the channel."""
+        await self.client.aclose()
+
+    async def _alive(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """The call's answer, or UnavailableError as soon as the machine is off."""
+        answer = asyncio.ensure_future(call)
+        off = asyncio.ensure_future(self._machine.wait_off())
+        try:
+            await asyncio.wait((answer, off), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise UnavailableError(f"the VM stopped while it started; its console is in {self._machine.console_log}")
+        finally:
+            for task in (answer, off):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, UnavailableError):
+                    await task
+
+    async def _close_when_off(self) -> None:
+        """When the VM has gone away, what its channel still holds is taken in, then the client is closed."""
+        await self._machine.wait_off()
+        self._hub.relax()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self.client.disconnected.wait()
+        await self.client.aclose()
+
+    async def _take_in(self, output: tether_pb2.Output) -> None:
+        """Makes output durable, tells the agent so, hands it to the clients."""
+        stream = 2 if output.stream == tether_pb2.STREAM_STDERR else 1
+        time_ns = output.time_unix_ns
+        now = time.time_ns()
+        if time_ns > now + _MAX_AHEAD_NS or not time_ns:
+            time_ns = now
+        await self._append(Record(stream, self._number, time_ns, output.offset, output.data))
+        if self._follow is not None:
+            self._follow.acknowledge(self._log.end_offset)
+        await self._hub.publish(Chunk(stream, output.data))
+
+    async def _append(self, record: Record) -> None:
+        """While the disk is full the container waits, as on a full pipe."""
+        warned = False
+        while True:
+            try:
+                self._log.append(record)
+                return
+            except OSError as error:
+                if not warned:
+                    _log.error("the log of container %s cannot be written: %s", self._machine.id, error)
+                    warned = True
+                await asyncio.sleep(_FULL_DISK_RETRY_S)
+
+    def _phase(self, name: str, began_ns: int) -> None:
+        self.phases_ns[name] = time.monotonic_ns() - began_ns
