@@ -10,7 +10,8 @@ from portlayer.agent.errors import FAILED_PRECONDITION, RESOURCE_EXHAUSTED
 from portlayer.errors import ConflictError, ExhaustedError, LaunchError
 from portlayer.execution.launch_failure import launch_error
 from portlayer.execution.standard_input import StandardInput
-from portlayer.execution.streams import Chunk, OutputHub
+from portlayer.execution.streams import OutputHub
+from portlayer.logs import Chunk
 from portlayer.v1 import execution_pb2
 from tether.v1 import tether_pb2
 

@@ -15,8 +15,8 @@ from portlayer.drivers.base import Machine
 from portlayer.errors import DriverError, UnavailableError
 from portlayer.execution.launch_failure import launch_error
 from portlayer.execution.standard_input import StandardInput
-from portlayer.execution.streams import Chunk, OutputHub
-from portlayer.logs import Log
+from portlayer.execution.streams import OutputHub
+from portlayer.logs import Chunk, Log
 from portlayer.logs.records import Record
 from tether.v1 import tether_pb2
 

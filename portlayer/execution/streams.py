@@ -5,17 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+
+from portlayer.logs import Chunk
 
 # A client that is so far behind makes the process wait, as a pipe does.
 HIGH_WATER_BYTES = 2 << 20
-
-
-class Chunk(NamedTuple):
-    """Output of one stream, 1 stdout or 2 stderr."""
-
-    stream: int
-    data: bytes
 
 
 class Subscription:

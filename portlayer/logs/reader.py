@@ -28,7 +28,7 @@ class LogQuery:
 
 
 class Chunk(NamedTuple):
-    """Bytes of one stream."""
+    """Output of one stream, 1 stdout or 2 stderr."""
 
     stream: int
     data: bytes

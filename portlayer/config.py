@@ -1,0 +1,36 @@
+"""Settings of a port layer, and sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+DEFAULT_MEMORY_BYTES = 1024 * MIB
+DEFAULT_CPUS = 1
+DEFAULT_DISK_BYTES = 10 << 30
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a port layer is told. Sizes in bytes; `accelerator` None: found out by a proof boot."""
+
+    state_dir: Path
+    grpc: str
+    guest_image: Path
+    name: str = ""
+    default_memory_bytes: int = DEFAULT_MEMORY_BYTES
+    default_cpus: int = DEFAULT_CPUS
+    default_disk_bytes: int = DEFAULT_DISK_BYTES
+    accelerator: str | None = None
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "512m", "1g", "1.5GiB", "1073741824". Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size: write it as 512m, 1g or in bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])

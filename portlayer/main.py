@@ -1,0 +1,85 @@
+"""`python -m portlayer.main`: one port layer, until SIGTERM or SIGINT. Container VMs go on without it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+
+from portlayer import config
+from portlayer.errors import PortLayerError
+from portlayer.server import serve
+
+
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else config.parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.option("--state-dir", type=click.Path(path_type=Path), required=True, help="Where everything is kept.")
+@click.option("--grpc", "address", required=True, help="Socket to serve on, unix:///path.")
+@click.option(
+    "--guest-image", type=click.Path(path_type=Path), required=True, help="Directory of kernel and initramfs."
+)
+@click.option("--name", default="", help="Name of this VCH, for people.")
+@click.option("--default-memory", type=_Size(), default=config.DEFAULT_MEMORY_BYTES, help="VM memory, as 1g.")
+@click.option("--default-cpus", type=click.IntRange(1, 255), default=config.DEFAULT_CPUS, help="CPUs of a VM.")
+@click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Instead of finding out by a proof boot.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option("--ready-fd", type=int, help='Descriptor that gets "ready" once the API is served.')
+def main(
+    state_dir: Path,
+    address: str,
+    guest_image: Path,
+    name: str,
+    default_memory: int,
+    default_cpus: int,
+    accelerator: str | None,
+    log_level: str,
+    ready_fd: int | None,
+) -> None:
+    """Serve the port layer's gRPC API."""
+    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    settings = config.Settings(
+        state_dir=state_dir.absolute(),
+        grpc=address,
+        guest_image=guest_image.absolute(),
+        name=name,
+        default_memory_bytes=default_memory,
+        default_cpus=default_cpus,
+        accelerator=accelerator,
+    )
+    try:
+        uvloop.run(_run(settings, ready_fd))
+    except PortLayerError as error:
+        raise click.ClickException(str(error)) from error
+
+
+async def _run(settings: config.Settings, ready_fd: int | None) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with serve(settings):
+        logging.getLogger(__name__).info("serving %s", settings.grpc)
+        if ready_fd is not None:
+            with contextlib.suppress(BrokenPipeError), os.fdopen(ready_fd, "wb") as ready:
+                ready.write(b"ready\n")
+        await stopping.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The port layer as one gRPC server: everything put together, from the lock on the state directory to the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from portlayer import identity
+from portlayer.config import Settings
+from portlayer.drivers.qemu import LocalDatastore, QemuDriver
+from portlayer.errors import AlreadyExistsError, DriverError
+from portlayer.events import EventHub
+from portlayer.execution import Manager
+from portlayer.services import network
+from portlayer.services.events import EventsServicer
+from portlayer.services.execution import ExecutionServicer
+from portlayer.services.interaction import InteractionServicer
+from portlayer.services.storage import StorageServicer
+from portlayer.services.system import SystemServicer
+from portlayer.storage import ImageStore
+from portlayer.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    execution_pb2,
+    execution_pb2_grpc,
+    interaction_pb2,
+    interaction_pb2_grpc,
+    network_pb2,
+    network_pb2_grpc,
+    storage_pb2,
+    storage_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
+
+MAX_MESSAGE_BYTES = 8 << 20
+_UNIX = "unix://"
+# Calls under way have this long to end when the server does.
+_GRACE_S = 2.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+)
+_SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (execution_pb2, "ExecutionService"),
+        (interaction_pb2, "InteractionService"),
+        (storage_pb2, "StorageService"),
+        (network_pb2, "NetworkService"),
+        (events_pb2, "EventsService"),
+        (system_pb2, "SystemService"),
+    )
+)
+
+
+@contextlib.asynccontextmanager
+async def serve(settings: Settings) -> AsyncIterator[None]:
+    """Serves while the context lasts; on leaving, machines go on.
+
+    Raises AlreadyExistsError when another port layer has the state directory or the socket, DriverError when the
+    hypervisor does not do.
+    """
+    with _locked(settings.state_dir):
+        tmp = settings.state_dir / "tmp"
+        await asyncio.to_thread(_empty, tmp)
+        who = await asyncio.to_thread(identity.load, settings.state_dir, settings.name)
+        events = EventHub(settings.state_dir / "events.jsonl")
+        driver = QemuDriver(settings.state_dir, settings.guest_image, accelerator=settings.accelerator)
+        store = ImageStore(settings.state_dir / "images", tmp, LocalDatastore(settings.state_dir))
+        manager = Manager(
+            driver,
+            store,
+            events,
+            check_network=network.check,
+            default_memory_bytes=settings.default_memory_bytes,
+            default_cpus=settings.default_cpus,
+            default_disk_bytes=settings.default_disk_bytes,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            await driver.open()
+            stack.push_async_callback(driver.close)
+            await store.open()
+            await manager.open()
+            stack.push_async_callback(manager.close)
+            server = grpc.aio.server(options=_OPTIONS)
+            health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+            _register(server, health_servicer, settings, who, events, driver, store, manager)
+            _listen(server, settings.grpc)
+            await server.start()
+            stack.push_async_callback(_stop, server, settings.grpc)
+            for service in ("", *_SERVICES):
+                await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+            yield
+
+
+def _register(
+    server: grpc.aio.Server,
+    health_servicer: health_pb2_grpc.HealthServicer,
+    settings: Settings,
+    who: identity.Identity,
+    events: EventHub,
+    driver: QemuDriver,
+    store: ImageStore,
+    manager: Manager,
+) -> None:
+    execution_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(manager), server)
+    interaction_pb2_grpc.add_InteractionServiceServicer_to_server(InteractionServicer(manager), server)
+    storage = StorageServicer(store, manager.using_image, events.emit)
+    storage_pb2_grpc.add_StorageServiceServicer_to_server(storage, server)
+    networks = network.NetworkServicer(who.id, who.created_unix_ns)
+    network_pb2_grpc.add_NetworkServiceServicer_to_server(networks, server)
+    events_pb2_grpc.add_EventsServiceServicer_to_server(EventsServicer(events), server)
+    system = SystemServicer(who, settings, driver, manager, lambda: len(store.list()))
+    system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+@contextlib.contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Holds the state directory; AlreadyExistsError when another port layer does."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(state_dir / "portlayer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DriverError(f"the state directory {state_dir} cannot be used: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise AlreadyExistsError(f"another port layer serves {state_dir}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+
+
+def _listen(server: grpc.aio.Server, address: str) -> None:
+    if not address.startswith(_UNIX):
+        raise DriverError(f"{address!r}: the gRPC API is served on a Unix socket only, as unix:///path")
+    path = Path(address.removeprefix(_UNIX))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_dead_socket(path)
+    previous = os.umask(0o177)  # the socket is its owner's alone from the first instant
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise DriverError(f"cannot listen on {address}: {error}") from error
+    finally:
+        os.umask(previous)
+
+
+def _remove_dead_socket(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise DriverError(f"cannot listen on {path}: {error}") from error
+        raise AlreadyExistsError(f"another server listens on {path}")
+
+
+async def _stop(server: grpc.aio.Server, address: str) -> None:
+    await server.stop(_GRACE_S)
+    await asyncio.to_thread(Path(address.removeprefix(_UNIX)).unlink, missing_ok=True)

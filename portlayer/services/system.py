@@ -1,0 +1,102 @@
+"""SystemService: the virtual container host itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import grpc
+import psutil
+
+from portlayer.config import Settings
+from portlayer.drivers.base import MachineDriver
+from portlayer.execution import Manager, states
+from portlayer.identity import Identity
+from portlayer.services.status import grpc_errors
+from portlayer.v1 import system_pb2 as pb
+from portlayer.v1 import system_pb2_grpc
+
+DISTRIBUTION = "virtual-container-host"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SystemServicer(system_pb2_grpc.SystemServiceServicer):
+    """See proto/portlayer/v1/system.proto."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: Settings,
+        driver: MachineDriver,
+        manager: Manager,
+        image_count: Callable[[], int],
+    ) -> None:
+        self._identity = identity
+        self._settings = settings
+        self._driver = driver
+        self._manager = manager
+        self._image_count = image_count
+        self._started_ns = time.time_ns()
+
+    async def GetInfo(
+        self, request: pb.GetInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.GetInfoResponse:
+        async with grpc_errors(context):
+            status = dict(await self._driver.info())
+            kinds = Counter(_kind(one.state.status) for one in self._manager.containers())
+            return pb.GetInfoResponse(
+                id=self._identity.id,
+                name=self._identity.name,
+                version=version(),
+                driver=self._driver.name,
+                driver_status=status,
+                containers=sum(kinds.values()),
+                containers_running=kinds["running"],
+                containers_paused=kinds["paused"],
+                containers_stopped=kinds["stopped"],
+                images=self._image_count(),
+                cpus=os.cpu_count() or 1,
+                memory_bytes=psutil.virtual_memory().total,
+                kernel_version=status.get("Guest kernel", ""),
+                architecture=platform.machine(),
+                operating_system=await asyncio.to_thread(_operating_system),
+                state_dir=str(self._settings.state_dir),
+                default_memory_bytes=self._settings.default_memory_bytes,
+                default_cpus=self._settings.default_cpus,
+                warnings=_warnings(status),
+                started_unix_ns=self._started_ns,
+            )
+
+
+def version() -> str:
+    """Version of the installed package."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(DISTRIBUTION)
+    return "unknown"
+
+
+def _kind(status: states.Status.ValueType) -> str:
+    if status == states.PAUSED:
+        return "paused"
+    return "running" if status in states.ACTIVE else "stopped"
+
+
+def _operating_system() -> str:
+    with contextlib.suppress(OSError):
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    return "Linux"
+
+
+def _warnings(status: dict[str, str]) -> list[str]:
+    warnings = ["WARNING: containers have no network yet, loopback only"]
+    if status.get("Accelerator") == "tcg":
+        warnings.append(f"WARNING: software emulation, slow: {status.get('Accelerator reason', 'no KVM')}")
+    return warnings
