@@ -208,7 +208,8 @@ class Connection(Protocol):
 class Hijack:
     """The connection leaves HTTP: `run` owns it until it returns, and is cancelled when the client goes away.
 
-    A client's half-close is not going away (see Route.half_close). The connection is closed after `run`.
+    A client's half-close is not going away. The connection is closed after `run`. Errors that `run` raises reach the
+    log alone: what can be checked is checked before.
     """
 
     run: Callable[[Connection], Awaitable[None]]

@@ -19,9 +19,6 @@ class Route:
     method: str
     pattern: str
     handler: Handler
-    # The answer may be a Hijack: a client that half-closes before it comes has not gone away. Requests with an
-    # Upgrade header are taken so without it.
-    half_close: bool = False
 
 
 class Router:

@@ -1,0 +1,92 @@
+"""Networks: those that the port layer has. There is nothing yet that makes, joins or leaves one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from personality.api.filters import match_exactly, match_prefix
+from personality.backend import Backend
+from personality.errors import DockerError, NotServed
+from personality.http.messages import Reply, Request, Response
+from personality.http.router import Route
+from personality.times import rfc3339
+from portlayer.v1 import network_pb2
+
+_LIST_FILTERS = frozenset({"dangling", "driver", "id", "label", "name", "scope", "type"})
+_PRUNE_FILTERS = frozenset({"label", "label!", "until"})
+
+_NOT_YET = "networks cannot be changed yet: containers have loopback alone (network none)"
+
+
+async def list_networks(request: Request, backend: Backend) -> Reply:
+    filters = request.query.filters(_LIST_FILTERS)
+    response = await backend.network.ListNetworks(network_pb2.ListNetworksRequest())
+    return Reply(body=[network_body(network) for network in response.networks if _match(filters, network)])
+
+
+def _match(filters: Mapping[str, list[str]], network: network_pb2.Network) -> bool:
+    names = filters.get("name")
+    return (
+        (not names or any(name in network.name for name in names))
+        and match_prefix(filters.get("id"), network.id)
+        and match_exactly(filters.get("driver"), network.driver)
+        and match_exactly(filters.get("scope"), "local")
+        and match_exactly(filters.get("type"), "builtin")
+        and not filters.get("label")
+    )
+
+
+async def inspect_network(request: Request, backend: Backend) -> Reply:
+    return Reply(body=network_body(await _network(request, backend)))
+
+
+async def _network(request: Request, backend: Backend) -> network_pb2.Network:
+    response = await backend.network.GetNetwork(network_pb2.GetNetworkRequest(network=request.params["id"]))
+    return response.network
+
+
+def network_body(network: network_pb2.Network) -> dict[str, object]:
+    """Network of the API."""
+    return {
+        "Name": network.name,
+        "Id": network.id,
+        "Created": rfc3339(network.created_unix_ns),
+        "Scope": "local",
+        "Driver": network.driver,
+        "EnableIPv4": False,
+        "EnableIPv6": False,
+        "IPAM": {"Driver": "default", "Options": {}, "Config": []},
+        "Internal": False,
+        "Attachable": False,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": {},
+        "Options": {},
+        "Labels": {},
+    }
+
+
+async def remove_network(request: Request, backend: Backend) -> Response:
+    network = await _network(request, backend)
+    raise DockerError(403, f"{network.name} is a pre-defined network and cannot be removed")
+
+
+async def prune_networks(request: Request, backend: Backend) -> Reply:
+    request.query.filters(_PRUNE_FILTERS)
+    return Reply(body={"NetworksDeleted": []})  # all there are come with the host
+
+
+async def change_network(request: Request, backend: Backend) -> Response:
+    raise NotServed(_NOT_YET)
+
+
+ROUTES = [
+    Route("GET", "/networks", list_networks),
+    Route("POST", "/networks/create", change_network),
+    Route("POST", "/networks/prune", prune_networks),
+    Route("POST", "/networks/{id}/connect", change_network),
+    Route("POST", "/networks/{id}/disconnect", change_network),
+    Route("GET", "/networks/{id}", inspect_network),
+    Route("DELETE", "/networks/{id}", remove_network),
+]

@@ -1,0 +1,187 @@
+"""The host itself: ping, version, info, disk usage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import Any
+
+from personality.backend import Backend
+from personality.http.messages import Reply, Request
+from personality.http.router import Route
+from personality.http.server import MAX_VERSION, MIN_VERSION, version_text
+from personality.times import rfc3339
+from portlayer.v1 import system_pb2
+
+PLATFORM = "Virtual Container Host"
+
+# Go's names of architectures, which Docker's API uses.
+_GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+_USAGE_TYPES = frozenset({"container", "image", "volume", "build-cache"})
+
+_NO_CACHE = {
+    "Cache-Control": "no-cache, no-store, must-revalidate",
+    "Pragma": "no-cache",
+    "Builder-Version": "1",  # no BuildKit here: clients must not open a session for it
+    "Swarm": "inactive",
+}
+
+
+async def ping(request: Request, backend: Backend) -> Reply:
+    return Reply(raw=b"OK", content_type="text/plain; charset=utf-8", headers=dict(_NO_CACHE))
+
+
+async def version(request: Request, backend: Backend) -> Reply:
+    info = await backend.system.GetInfo(system_pb2.GetInfoRequest())
+    engine = {
+        "ApiVersion": version_text(MAX_VERSION),
+        "MinAPIVersion": version_text(MIN_VERSION),
+        "GitCommit": "",
+        "GoVersion": "",
+        "Os": "linux",
+        "Arch": _go_architecture(info),
+        "KernelVersion": info.kernel_version,
+        "BuildTime": "",
+    }
+    components = [
+        {"Name": "Engine", "Version": info.version, "Details": engine | {"Experimental": "false"}},
+        {"Name": info.driver, "Version": info.version, "Details": dict(sorted(info.driver_status.items()))},
+    ]
+    return Reply(
+        body={
+            "Platform": {"Name": PLATFORM},
+            "Components": components,
+            "Version": info.version,
+            **engine,
+            "Experimental": False,
+        }
+    )
+
+
+def _go_architecture(info: system_pb2.GetInfoResponse) -> str:
+    return _GO_ARCHITECTURES.get(info.architecture, info.architecture)
+
+
+async def info(request: Request, backend: Backend) -> Reply:
+    response = await backend.system.GetInfo(system_pb2.GetInfoRequest())
+    return Reply(body=system_info(response))
+
+
+def system_info(info: system_pb2.GetInfoResponse) -> dict[str, Any]:
+    """SystemInfo of the API."""
+    return {
+        "ID": info.id,
+        "Name": info.name,
+        "ServerVersion": info.version,
+        "SystemTime": rfc3339(time.time_ns()),
+        "Containers": info.containers,
+        "ContainersRunning": info.containers_running,
+        "ContainersPaused": info.containers_paused,
+        "ContainersStopped": info.containers_stopped,
+        "Images": info.images,
+        "DockerRootDir": info.state_dir,
+        "Labels": [],
+        "ProductLicense": "",
+        "ExperimentalBuild": False,
+        "LiveRestoreEnabled": True,  # machines outlive both the port layer and this process
+        "Warnings": list(info.warnings),
+        **_host(info),
+        **_drivers(info),
+        **_limits(),
+        **_process(),
+        **_elsewhere(),
+    }
+
+
+def _host(info: system_pb2.GetInfoResponse) -> dict[str, Any]:
+    return {
+        "NCPU": info.cpus,
+        "MemTotal": info.memory_bytes,
+        "KernelVersion": info.kernel_version,
+        "Architecture": info.architecture,
+        "OSType": "linux",
+        "OperatingSystem": info.operating_system,
+        "OSVersion": "",
+        "Isolation": "",
+        "SecurityOptions": ["name=virtual-machine"],
+    }
+
+
+def _drivers(info: system_pb2.GetInfoResponse) -> dict[str, Any]:
+    status = {
+        "Machines": info.driver,
+        "Default memory": f"{info.default_memory_bytes >> 20} MiB",
+        "Default CPUs": str(info.default_cpus),
+        **dict(sorted(info.driver_status.items())),
+    }
+    return {
+        "Driver": "squashfs",
+        "DriverStatus": [[key, value] for key, value in status.items()],
+        "Plugins": {"Volume": [], "Network": ["null"], "Authorization": [], "Log": ["json-file", "none"]},
+        "LoggingDriver": "json-file",
+        "CgroupDriver": "none",  # on the host; a limit is the size of the machine
+        "CgroupVersion": "2",
+        "Runtimes": {info.driver: {"path": info.driver}},
+        "DefaultRuntime": info.driver,
+        "InitBinary": "tini-static",
+        "ContainerdCommit": {"ID": ""},
+        "RuncCommit": {"ID": ""},
+        "InitCommit": {"ID": ""},
+    }
+
+
+def _limits() -> dict[str, bool]:
+    """What `docker run` options take effect."""
+    return {
+        "MemoryLimit": True,
+        "CpuCfsPeriod": True,
+        "CpuCfsQuota": True,
+        "PidsLimit": True,
+        "SwapLimit": False,
+        "CPUShares": False,
+        "CPUSet": False,
+        "OomKillDisable": False,
+        "IPv4Forwarding": False,
+    }
+
+
+def _process() -> dict[str, Any]:
+    return {
+        "Debug": logging.getLogger("personality").isEnabledFor(logging.DEBUG),
+        "NFd": len(os.listdir("/proc/self/fd")),
+        "NGoroutines": len(asyncio.all_tasks()),
+        "NEventsListener": 0,
+    }
+
+
+def _elsewhere() -> dict[str, Any]:
+    """What this host does not have: registries, proxies, swarm mode, devices."""
+    return {
+        "IndexServerAddress": "",
+        "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": []},
+        "HttpProxy": "",
+        "HttpsProxy": "",
+        "NoProxy": "",
+        "GenericResources": [],
+        "DefaultAddressPools": [],
+        "DiscoveredDevices": [],
+        "CDISpecDirs": [],
+        "Swarm": {
+            "NodeID": "",
+            "NodeAddr": "",
+            "LocalNodeState": "inactive",
+            "ControlAvailable": False,
+            "Error": "",
+            "RemoteManagers": None,
+        },
+    }
+
+
+ROUTES = [
+    Route("GET", "/_ping", ping),
+    Route("GET", "/version", version),
+    Route("GET", "/info", info),
+]
