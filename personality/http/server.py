@@ -62,6 +62,9 @@ class Server:
         return Wire(self._accepted, tls)
 
     def _accepted(self, wire: Wire) -> None:
+        if self._closing:
+            wire.abort()
+            return
         task = asyncio.get_running_loop().create_task(self._serve(wire))
         wire.on_gone(task.cancel)
         self._tasks.add(task)
