@@ -38,7 +38,7 @@ class EventHub:
         self._path = path
         self._previous = path.with_suffix(".1.jsonl")
         self._subscribers: set[asyncio.Queue[Event]] = set()
-        self._last_ns = 0
+        self._last_ns = time.time_ns()
         self._size = path.stat().st_size if path.exists() else 0
 
     def emit(self, type_: str, action: str, actor_id: str, attributes: Mapping[str, str]) -> None:

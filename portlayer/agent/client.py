@@ -287,7 +287,8 @@ class AgentClient:
                 self._issue_follow(follow)
 
     def _reconnect(self, reason: str) -> None:
-        _log.info("new session with an agent: %s", reason)
+        if self._session.is_open:
+            _log.info("new session with an agent: %s", reason)
         if self._writer is not None:
             self._forget_session()
             self._session.connect()

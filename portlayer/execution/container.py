@@ -128,6 +128,9 @@ class Container:
             await self._settled.wait()
             try:
                 await self._launch()
+            except asyncio.CancelledError:
+                await self._let_go()  # the port layer ends; the next one finds the container STARTING
+                raise
             except PortLayerError as error:
                 await self._launch_failed(error)
                 if self.spec.auto_remove:
@@ -163,9 +166,7 @@ class Container:
         self.emit("start")
 
     async def _launch_failed(self, error: PortLayerError) -> None:
-        run, self._run = self._run, None
-        if run is not None:
-            await run.close()
+        await self._let_go()
         with contextlib.suppress(PortLayerError):
             await self.machine.power_off()
         if self.state.status == states.STARTING:
@@ -180,6 +181,11 @@ class Container:
         self.emit("die", {"exitCode": str(self.state.exit_code)})
         self.output.end_run()
 
+    async def _let_go(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            await run.close()
+
     def _begin(self, run: Run) -> None:
         """A run is under way: watch it."""
         self._kill_ordered = False
@@ -188,10 +194,10 @@ class Container:
         self._host.tasks.spawn(self._supervise(run), f"supervise {self.id[:12]}")
 
     async def _supervise(self, run: Run) -> None:
-        ended = await run.watch()
-        if ended.error and self._kill_ordered:
-            ended = Ended(KILLED_EXIT_CODE)
         try:
+            ended = await run.watch()
+            if ended.error and self._kill_ordered:
+                ended = Ended(KILLED_EXIT_CODE)
             async with self._lock:
                 self._record_exit(ended)
             await self._save_surely()
@@ -254,6 +260,7 @@ class Container:
             await self._signal(signal)
             self.emit("kill", {"signal": str(signal)})
         if signal == SIGKILL:
+            self.output.relax()
             await self._await_exit(exit_, _KILL_S)
 
     async def _await_exit(self, exit_: asyncio.Future[Ended], grace_s: float | None) -> None:
@@ -264,6 +271,7 @@ class Container:
                     await asyncio.shield(exit_)
                 return
             except TimeoutError:
+                self.output.relax()
                 if run := self._run:
                     request = tether_pb2.SignalRequest(process_id="init", signal=SIGKILL)
                     with contextlib.suppress(AgentError):
@@ -482,21 +490,29 @@ class Container:
         elif self.state.status == states.PAUSED:
             self.state.status = states.RUNNING
         run = self._run = Run(self.machine, self.log, self.output, self.record.run)
+        run.adopt(stdin=self.spec.process.open_stdin)
         self._settled.clear()
         self._started.set()
         self._host.tasks.spawn(self._join(run, power), f"adopt {self.id[:12]}")
 
     async def _join(self, run: Run, power: PowerState) -> None:
         """Makes sure that the VM still runs what was started, then watches it. A frozen one is not asked."""
-        run.adopt(stdin=self.spec.process.open_stdin)
-        if power is PowerState.RUNNING:
-            try:
-                if await run.started_request_id() != self.record.start_request_id:
-                    await self.machine.power_off()
-            except UnavailableError as error:
-                _log.warning("container %s: %s", self.id[:12], error)
-                await self.machine.power_off()
+        try:
+            if power is PowerState.RUNNING:
+                await self._check_started(run)
+        except BaseException:
+            await run.close()
+            raise
         await self._supervise(run)
+
+    async def _check_started(self, run: Run) -> None:
+        """Cuts the power of a VM that runs something else, or nothing."""
+        try:
+            if await run.started_request_id() != self.record.start_request_id:
+                await self.machine.power_off()
+        except UnavailableError as error:
+            _log.warning("container %s: %s", self.id[:12], error)
+            await self.machine.power_off()
 
     async def _power_off_leftover(self) -> None:
         """The exit is recorded, but the VM was not told: let it go in order."""

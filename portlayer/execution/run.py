@@ -53,6 +53,7 @@ class Run:
         self._hub = hub
         self._number = number
         self._follow: Follow | None = None
+        self._vm_gone = False
         self.client = AgentClient(machine.open_channel)
         self.stdin: StandardInput | None = None
         self.phases_ns: dict[str, int] = {}
@@ -105,7 +106,7 @@ class Run:
             await self._machine.power_off()
             return Ended(LOST_EXIT_CODE, error=f"the VM was cut off: {error}")
         except AgentError as error:
-            if not off.done():
+            if not self._vm_gone:
                 await self._machine.power_off()
                 return Ended(LOST_EXIT_CODE, error=f"the VM was cut off: {error}")
         finally:
@@ -147,6 +148,7 @@ class Run:
     async def _close_when_off(self) -> None:
         """When the VM has gone away, what its channel still holds is taken in, then the client is closed."""
         await self._machine.wait_off()
+        self._vm_gone = True
         self._hub.relax()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):

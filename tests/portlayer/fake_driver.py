@@ -1,0 +1,145 @@
+"""A hypervisor without VMs, for tests of the layers above drivers: machines are directories and a FakeAgent each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from fake_agent import FakeAgent
+
+from portlayer.drivers.base import Machine, MachineSpec, PowerState
+from portlayer.errors import ConflictError, DriverError, NotFoundError
+
+
+class FakeMachine:
+    """Implements Machine."""
+
+    def __init__(self, spec: MachineSpec, directory: Path) -> None:
+        self.spec = spec
+        self.directory = directory
+        self.agent: FakeAgent | None = None
+        self.paused = False
+        self.fail_next: dict[str, Exception] = {}
+        self.boots = True
+        self._off = asyncio.Event()
+        self._off.set()
+        self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def console_log(self) -> Path | None:
+        return self.directory / "console.log"
+
+    async def read_record(self) -> bytes:
+        return (self.directory / "record").read_bytes()
+
+    async def write_record(self, record: bytes) -> None:
+        self._maybe_fail("write_record")
+        if not self.directory.exists():
+            raise NotFoundError("gone")
+        (self.directory / "record").write_bytes(record)
+
+    async def power_state(self) -> PowerState:
+        if self.agent is None:
+            return PowerState.OFF
+        return PowerState.PAUSED if self.paused else PowerState.RUNNING
+
+    async def power_on(self) -> None:
+        self._maybe_fail("power_on")
+        if self.agent is None:
+            self.agent = FakeAgent(self._cut)
+            self._off.clear()
+            if not self.boots:
+                self._cut()
+
+    async def power_off(self) -> None:
+        self._cut()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def wait_off(self) -> None:
+        await self._off.wait()
+
+    async def pause(self) -> None:
+        if self.agent is None:
+            raise ConflictError("off")
+        self.paused = True
+
+    async def resume(self) -> None:
+        self.paused = False
+
+    async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.agent is None:
+            raise DriverError("off")
+        host, guest = socket.socketpair()
+        task = asyncio.create_task(self.agent.serve(*await asyncio.open_connection(sock=guest)))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        return await asyncio.open_connection(sock=host)
+
+    async def writable_disk_usage(self) -> int:
+        return 4096
+
+    def _cut(self) -> None:
+        agent, self.agent = self.agent, None
+        self.paused = False
+        self._off.set()
+        if agent is not None:
+            task = asyncio.ensure_future(agent.end())
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    def _maybe_fail(self, operation: str) -> None:
+        if error := self.fail_next.pop(operation, None):
+            raise error
+
+
+class FakeDriver:
+    """Implements MachineDriver; survives the port layers of a test, as a hypervisor does."""
+
+    name = "fake"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.machines: dict[str, FakeMachine] = {}
+        self.fail_next: dict[str, Exception] = {}
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def create(self, spec: MachineSpec, record: bytes) -> Machine:
+        if error := self.fail_next.pop("create", None):
+            raise error
+        directory = self._root / spec.id
+        directory.mkdir(parents=True)
+        (directory / "record").write_bytes(record)
+        self.machines[spec.id] = FakeMachine(spec, directory)
+        return self.machines[spec.id]
+
+    async def list(self) -> list[Machine]:
+        return list(self.machines.values())
+
+    async def destroy(self, machine: Machine) -> None:
+        if error := self.fail_next.pop("destroy", None):
+            raise error
+        await machine.power_off()
+        self.machines.pop(machine.id, None)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(machine.directory)
+
+    async def info(self) -> Mapping[str, str]:
+        return {"Accelerator": "none", "Guest kernel": "6.1"}
+
+    async def power_off_all(self) -> None:
+        """For the end of a test."""
+        for machine in self.machines.values():
+            await machine.power_off()

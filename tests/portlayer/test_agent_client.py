@@ -1,0 +1,175 @@
+"""The agent's client against a scripted agent: lost answers, broken lines, lying guests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from fake_agent import FakeAgent
+
+from portlayer.agent import AgentClient, AgentProtocolError, AgentRpcError, AgentUnavailableError, client
+from portlayer.errors import DriverError
+from tether.v1 import tether_pb2 as pb
+
+
+class Line:
+    """A VM's channel that can be connected to again and again."""
+
+    def __init__(self) -> None:
+        self.agent = FakeAgent(lambda: None)
+        self.up = True
+        self.connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if not self.up:
+            raise DriverError("off")
+        self.connections += 1
+        host, guest = socket.socketpair()
+        self._tasks.add(asyncio.create_task(self.agent.serve(*await asyncio.open_connection(sock=guest))))
+        return await asyncio.open_connection(sock=host)
+
+    async def close(self) -> None:
+        await self.agent.end()
+        await asyncio.gather(*self._tasks)
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[Line]:
+    line = Line()
+    yield line
+    await line.close()
+
+
+def start(*args: str, **spec: bool) -> pb.StartRequest:
+    return pb.StartRequest(request_id="r", process=pb.ProcessSpec(args=args, **spec))  # type: ignore[arg-type]
+
+
+async def test_hello_waits_for_the_agent_to_come_up(line: Line) -> None:
+    line.up = False
+    async with AgentClient(line.open) as agent:
+        waiting = asyncio.create_task(agent.hello(timeout_s=5))
+        await asyncio.sleep(0.05)
+        line.up = True
+        assert (await waiting).protocol == 1
+
+
+async def test_no_answer_in_time(line: Line) -> None:
+    line.up = False
+    async with AgentClient(line.open) as agent:
+        with pytest.raises(AgentUnavailableError, match="did not answer Hello"):
+            await agent.hello(timeout_s=0.05)
+
+
+async def test_a_call_whose_answer_was_lost_is_repeated(line: Line) -> None:
+    async with AgentClient(line.open) as agent:
+        await agent.hello(timeout_s=5)
+        line.agent.mute.add("Start")
+        waiting = asyncio.create_task(agent.start(start("stubborn")))
+        while "Start" not in line.agent.requests:
+            await asyncio.sleep(0)
+        line.agent.mute.clear()
+        line.agent.cut()
+        assert (await waiting).pid
+        assert line.agent.requests.count("Start") == 2
+        assert line.connections == 2
+
+
+async def test_a_silent_line_is_probed_and_replaced(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_SILENCE_S", 0.05)
+    async with AgentClient(line.open) as agent:
+        await agent.hello(timeout_s=5)
+        line.agent.mute.update(("WriteInput", "Hello"))
+        await agent.start(start("cat", stdin=True))
+        waiting = asyncio.create_task(agent.write_input(pb.WriteInputRequest(process_id="init", offset=0, data=b"x")))
+        while line.agent.requests.count("Hello") < 2:
+            await asyncio.sleep(0.01)
+        line.agent.mute.clear()
+        async with asyncio.timeout(5):
+            assert await waiting == 1
+
+
+async def test_refusals_are_errors_of_their_own(line: Line) -> None:
+    async with AgentClient(line.open) as agent:
+        with pytest.raises(AgentRpcError) as raised:
+            await agent.signal(pb.SignalRequest(process_id="nobody", signal=1))
+        assert raised.value.rpc_code == 5
+
+
+async def test_output_is_whole_across_broken_lines(line: Line) -> None:
+    async with AgentClient(line.open) as agent:
+        await agent.start(start("cat", stdin=True))
+        follow = agent.follow("init", 0)
+        seen = b""
+        for number in range(30):
+            await agent.write_input(pb.WriteInputRequest(process_id="init", offset=number, data=b"x"))
+            if number % 7 == 3:
+                line.agent.cut()
+        await agent.write_input(pb.WriteInputRequest(process_id="init", offset=30, close=True))
+        async for message in follow:
+            seen += message.output.data
+            if message.HasField("exited"):
+                assert message.exited.end_offset == 30
+        assert seen == b"x" * 30
+
+
+async def test_a_recorded_exit_is_told_even_over_a_new_line(line: Line) -> None:
+    async with AgentClient(line.open) as agent:
+        await agent.start(start("exit", "3"))
+        told = asyncio.Event()
+        line.agent._power_off = told.set
+        follow = agent.follow("init", 0)
+        message = await anext(follow)
+        assert message.exited.exit_code == 3
+        line.agent.cut()
+        while not agent.disconnected.is_set():
+            await asyncio.sleep(0)
+        follow.acknowledge(0, exit_recorded=True)
+        await follow.aclose()
+        async with asyncio.timeout(5):
+            await told.wait()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pb.FollowResponse(output=pb.Output(offset=5, data=b"gap")),
+        pb.FollowResponse(output=pb.Output(offset=0, data=b"")),
+        pb.FollowResponse(output=pb.Output(offset=0, data=b"x" * 65537)),
+        pb.FollowResponse(exited=pb.Exited(exit_code=0, end_offset=9)),
+        pb.FollowResponse(exited=pb.Exited(exit_code=70_000)),
+    ],
+)
+async def test_a_lying_guest_is_found_out(line: Line, response: pb.FollowResponse) -> None:
+    async with AgentClient(line.open) as agent:
+        await agent.start(start("stubborn"))
+        follow = agent.follow("init", 0)
+        while not line.agent._follows:
+            await asyncio.sleep(0)
+        stream_id = next(iter(line.agent._follows))
+        line.agent._session.send_data(stream_id, response.SerializeToString())
+        line.agent._flush()
+        with pytest.raises(AgentProtocolError):
+            await anext(follow)
+        with pytest.raises(AgentProtocolError):
+            await agent.hello(timeout_s=5)
+
+
+async def test_closing_ends_what_waits(line: Line) -> None:
+    agent = AgentClient(line.open)
+    agent.open()
+    await agent.start(start("stubborn"))
+    line.agent.mute.add("Stats")
+    waiting = asyncio.create_task(agent.stats())
+    follow = agent.follow("init", 0)
+    await asyncio.sleep(0.01)
+    await agent.aclose()
+    with pytest.raises(AgentUnavailableError):
+        await waiting
+    with pytest.raises(AgentUnavailableError):
+        await anext(follow)
+    with contextlib.suppress(AgentUnavailableError):
+        await agent.hello(timeout_s=1)

@@ -1,0 +1,382 @@
+"""The life of containers, on a hypervisor that has no VMs but speaks the real guest protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_agent import FakeAgent
+from fake_driver import FakeMachine
+
+from portlayer.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DriverError,
+    InvalidArgumentError,
+    LaunchError,
+    NotFoundError,
+    UnavailableError,
+)
+from portlayer.execution import Container, states
+from portlayer.logs import LogQuery, read
+from portlayer.v1 import execution_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from conftest import Host
+
+
+def agent_of(container: Container) -> FakeAgent:
+    assert isinstance(container.machine, FakeMachine)
+    assert container.machine.agent is not None
+    return container.machine.agent
+
+
+async def output_of(container: Container) -> bytes:
+    return b"".join([chunk.data async for chunk in read(container.log, LogQuery())])
+
+
+async def run_to_end(container: Container) -> int:
+    ending = container.next_exit()
+    await container.start()
+    async with asyncio.timeout(5):
+        return (await ending).exit_code
+
+
+async def test_a_run_from_start_to_exit(host: Host) -> None:
+    container = await host.create("mixed", name="one")
+    assert container.state.status == states.CREATED
+    assert await run_to_end(container) == 3
+    assert container.state.status == states.EXITED
+    assert container.state.exit_code == 3
+    assert await output_of(container) == b"out\nerr\n"
+    assert set(container.record.container.start_phases_ns) >= {"machine", "boot", "exec"}
+    await container._settled.wait()
+    assert isinstance(container.machine, FakeMachine)
+    assert container.machine.agent is None
+    assert host.actions() == ["create", "start", "die"]
+
+
+async def test_what_is_open_comes_from_the_image(host: Host) -> None:
+    container = await host.create(labels={"own": "yes"})
+    assert list(container.spec.process.cmd) == ["stubborn"]
+    assert dict(container.spec.labels) == {"own": "yes", "from": "image"}
+    assert container.spec.hostname == container.id[:12]
+    assert container.spec.stop_signal == 15
+    assert list(container.spec.process.env) == ["PATH=/bin", "A=image"]
+
+
+async def test_a_second_start_changes_nothing(host: Host) -> None:
+    container = await host.create("stubborn")
+    assert await container.start() is True
+    assert await container.start() is False
+    await container.remove(force=True)
+
+
+async def test_a_program_that_cannot_be_launched(host: Host) -> None:
+    container = await host.create("nosuch")
+    with pytest.raises(LaunchError, match="executable file not found") as raised:
+        await container.start()
+    assert raised.value.exit_code == 127
+    assert container.state.exit_code == 127
+    assert container.state.status == states.CREATED
+    await container.remove(force=False)
+    assert not host.driver.machines
+
+
+async def test_a_vm_that_dies_while_it_boots(host: Host) -> None:
+    container = await host.create("echo")
+    assert isinstance(container.machine, FakeMachine)
+    container.machine.boots = False
+    with pytest.raises(UnavailableError, match="the VM stopped while it started"):
+        await container.start()
+    container.machine.boots = True
+    assert await run_to_end(container) == 0
+
+
+async def test_a_vm_that_vanishes_is_no_clean_exit(host: Host) -> None:
+    container = await host.create("stubborn")
+    await container.start()
+    ending = container.next_exit()
+    await container.machine.power_off()
+    ended = await ending
+    assert ended.exit_code == 255
+    assert "without reporting an exit status" in ended.error
+
+
+async def test_a_guest_that_sends_garbage_is_cut_off_or_heals(host: Host) -> None:
+    container = await host.create("sleep")
+    await container.start()
+    agent_of(container).send_raw(bytes(range(256)) * 50)
+    assert await container.stop(5, 0) is True
+    assert container.state.exit_code == 143
+
+
+async def test_a_broken_line_loses_nothing(host: Host) -> None:
+    container = await host.create("cat", open_stdin=True)
+    await container.start()
+    ending = container.next_exit()
+    for number in range(20):
+        await container.stdin_write(f"{number}\n".encode())
+        if number % 5 == 0:
+            agent_of(container).cut()
+    await container.stdin_close()
+    assert (await ending).exit_code == 0
+    assert (await output_of(container)).split() == [str(number).encode() for number in range(20)]
+
+
+async def test_stop_asks_then_kills(host: Host) -> None:
+    polite, stubborn = await host.create("sleep"), await host.create("stubborn")
+    await polite.start()
+    await stubborn.start()
+    assert await polite.stop(10, 0) is True
+    assert polite.state.exit_code == 143
+    assert await stubborn.stop(0, 0) is True
+    assert stubborn.state.exit_code == 137
+    assert await stubborn.stop(0, 0) is False
+
+
+async def test_kill_of_what_does_not_run(host: Host) -> None:
+    container = await host.create("stubborn")
+    with pytest.raises(ConflictError, match="is not running"):
+        await container.kill(9)
+    await container.start()
+    await container.kill(9)
+    assert container.state.status == states.EXITED
+
+
+async def test_pause_and_resume(host: Host) -> None:
+    container = await host.create("sleep")
+    with pytest.raises(ConflictError):
+        await container.pause()
+    await container.start()
+    await container.pause()
+    with pytest.raises(ConflictError, match="already paused"):
+        await container.pause()
+    with pytest.raises(ConflictError, match="cannot start a paused container"):
+        await container.start()
+    with pytest.raises(ConflictError, match="paused"):
+        container.create_exec(execution_pb2.ExecSpec(args=["echo"]))
+    await container.resume()
+    with pytest.raises(ConflictError, match="is not paused"):
+        await container.resume()
+    await container.pause()
+    await container.stop(5, 0)  # wakes it first
+    assert container.state.exit_code == 143
+
+
+async def test_removal(host: Host) -> None:
+    container = await host.create("stubborn", name="gone")
+    await container.start()
+    with pytest.raises(ConflictError, match="container is running: stop the container before removing"):
+        await container.remove(force=False)
+    await container.remove(force=True)
+    with pytest.raises(NotFoundError, match="No such container: gone"):
+        host.manager.get("gone")
+    assert not host.driver.machines
+    assert not list((host.root / "machines").iterdir())
+    await host.create("echo", name="gone")
+
+
+async def test_a_failed_removal_is_seen_and_can_be_repeated(host: Host) -> None:
+    container = await host.create("echo")
+    host.driver.fail_next["destroy"] = DriverError("the disk is locked")
+    with pytest.raises(DriverError):
+        await container.remove(force=False)
+    assert container.state.status == states.DEAD
+    assert "the disk is locked" in container.state.error
+    await container.remove(force=True)
+
+
+async def test_auto_remove_after_exit_and_after_a_failed_start(host: Host) -> None:
+    ends, fails = await host.create("echo", auto_remove=True), await host.create("nosuch", auto_remove=True)
+    await run_to_end(ends)
+    with pytest.raises(LaunchError):
+        await fails.start()
+    await asyncio.gather(asyncio.shield(ends.removed), asyncio.shield(fails.removed))
+    assert not host.driver.machines
+
+
+async def test_names(host: Host) -> None:
+    first = await host.create("echo", name="first")
+    with pytest.raises(AlreadyExistsError, match=f'"/first" is already in use by container "{first.id}"'):
+        await host.create("echo", name="first")
+    with pytest.raises(InvalidArgumentError, match="Invalid container name"):
+        await host.create("echo", name="-bad")
+    await host.manager.rename(first, "second")
+    assert host.manager.get("second") is host.manager.get("/second") is host.manager.get(first.id[:12]) is first
+    await host.create("echo", name="first")
+    with pytest.raises(NotFoundError):
+        await host.manager.create("", "third", types_pb2.ContainerSpec(image="unknown"))
+    await host.create("echo", name="third")  # the failed one has not kept the name
+
+
+async def test_create_is_idempotent_by_request_id(host: Host) -> None:
+    spec = types_pb2.ContainerSpec(image="box")
+    both = await asyncio.gather(*(host.manager.create("r1", "box1", spec) for _ in range(2)))
+    assert both[0] is both[1]
+    manager = await host.restart()
+    assert (await manager.create("r1", "box1", spec)).id == both[0].id
+    host.driver.fail_next["create"] = DriverError("full")
+    with pytest.raises(DriverError):
+        await manager.create("r2", "box2", spec)
+    assert (await manager.create("r2", "box2", spec)).name == "box2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"process": types_pb2.ProcessConfig(entrypoint_set=True)}, "no command specified"),
+        ({"process": types_pb2.ProcessConfig(working_dir="here")}, "absolute path"),
+        ({"process": types_pb2.ProcessConfig(capabilities_add=["MAGIC"])}, "unknown capability"),
+        ({"process": types_pb2.ProcessConfig(env=["=x"])}, "invalid environment variable"),
+        ({"resources": types_pb2.Resources(memory_bytes=1000)}, "Minimum memory limit"),
+        ({"hostname": "x" * 64}, "host name"),
+        ({"frontend_data": {"docker": b"x" * 70_000}}, "64 KiB"),
+        ({"tmpfs": [types_pb2.TmpfsMount(target="/")]}, "tmpfs"),
+    ],
+)
+async def test_impossible_specifications(host: Host, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        await host.manager.create("", "", types_pb2.ContainerSpec(image="box", **changes))  # type: ignore[arg-type]
+    assert not host.driver.machines
+
+
+async def test_a_memory_limit_sizes_the_vm(host: Host) -> None:
+    container = await host.create(resources=types_pb2.Resources(memory_bytes=100 << 20, nano_cpus=1_500_000_000))
+    spec = container.machine.spec
+    assert spec.memory_bytes > 100 << 20
+    assert spec.cpus == 2
+
+
+async def test_exec_life(host: Host) -> None:
+    container = await host.create("stubborn")
+    with pytest.raises(ConflictError, match="is not running"):
+        container.create_exec(execution_pb2.ExecSpec(args=["echo"]))
+    await container.start()
+    process = container.create_exec(execution_pb2.ExecSpec(args=["mixed"]))
+    subscription = process.hub.subscribe()
+    await container.start_exec(process)
+    with pytest.raises(ConflictError, match="already run"):
+        await container.start_exec(process)
+    assert [(chunk.stream, chunk.data) async for chunk in subscription] == [(1, b"out\n"), (2, b"err\n")]
+    await process.ended.wait()
+    assert process.exit_code == 3
+    missing = container.create_exec(execution_pb2.ExecSpec(args=["nosuch"]))
+    with pytest.raises(LaunchError, match="OCI runtime exec failed"):
+        await container.start_exec(missing)
+    assert missing.exit_code == 127
+    lasting = container.create_exec(execution_pb2.ExecSpec(args=["stubborn"]))
+    await container.start_exec(lasting)
+    await container.kill(9)
+    await lasting.ended.wait()
+    assert lasting.exit_code == 137
+
+
+async def test_a_slow_client_slows_the_container_and_a_vanished_one_does_not(host: Host) -> None:
+    container = await host.create("flood", "400", log=types_pb2.LogConfig(max_file_bytes=1 << 20, max_files=2))
+    subscription = container.output.subscribe()
+    await container.start()
+    ending = container.next_exit()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await asyncio.shield(ending)
+    subscription.close()
+    async with asyncio.timeout(10):
+        assert (await ending).exit_code == 0
+    assert sum(path.stat().st_size for path in container.log.directory.iterdir()) < 3 << 20
+
+
+async def test_a_killed_container_does_not_wait_for_a_slow_client(host: Host) -> None:
+    container = await host.create("flood", "400")
+    subscription = container.output.subscribe()
+    await container.start()
+    await asyncio.sleep(0.2)
+    async with asyncio.timeout(5):
+        await container.remove(force=True)
+    subscription.close()
+
+
+# --- the port layer ends and another takes over
+
+
+async def test_a_running_container_goes_on_without_the_port_layer(host: Host) -> None:
+    container = await host.create("cat", name="lasting", open_stdin=True)
+    await container.start()
+    await container.stdin_write(b"before\n")
+    await host.manager.close()
+    init = agent_of(container).processes["init"]
+    init.stdin.put_nowait(b"meanwhile\n")
+    await host.restart()
+    again = host.manager.get("lasting")
+    assert again.state.status == states.RUNNING
+    ending = again.next_exit()
+    await again.stdin_write(b"after\n")
+    await again.stdin_close()
+    async with asyncio.timeout(5):
+        assert (await ending).exit_code == 0
+    assert await output_of(again) == b"before\nmeanwhile\nafter\n"
+
+
+async def test_an_exit_during_the_outage_arrives(host: Host) -> None:
+    container = await host.create("sleep", name="box1", auto_remove=False)
+    await container.start()
+    await host.manager.close()
+    agent_of(container).processes["init"].signals.put_nowait(15)
+    await host.restart()
+    again = host.manager.get("box1")
+    if again.state.status != states.EXITED:
+        async with asyncio.timeout(5):
+            await asyncio.shield(again.next_exit())
+    assert again.state.exit_code == 143
+    async with asyncio.timeout(5):
+        await again._settled.wait()
+
+
+async def test_a_vm_that_ended_during_the_outage(host: Host) -> None:
+    container = await host.create("stubborn", name="box1")
+    await container.start()
+    await host.manager.close()
+    await container.machine.power_off()
+    await host.restart()
+    again = host.manager.get("box1")
+    async with asyncio.timeout(5):
+        if again.state.status != states.EXITED:
+            await asyncio.shield(again.next_exit())
+    assert again.state.exit_code == 255
+    assert await again.start() is True
+    await again.remove(force=True)
+
+
+async def test_a_paused_container_stays_paused(host: Host) -> None:
+    container = await host.create("sleep", name="box1")
+    await container.start()
+    await container.pause()
+    await host.restart()
+    again = host.manager.get("box1")
+    assert again.state.status == states.PAUSED
+    await again.resume()
+    await again.stop(5, 0)
+    assert again.state.exit_code == 143
+
+
+async def test_half_done_starts_and_removals_are_finished(host: Host) -> None:
+    starting, removing = await host.create("echo", name="starting"), await host.create("echo", name="removing")
+    for container, status in ((starting, states.STARTING), (removing, states.REMOVING)):
+        container.state.status = status
+        await container.machine.write_record(container.record.SerializeToString())
+    await starting.machine.power_on()
+    await host.restart()
+    assert host.manager.get("starting").state.status == states.CREATED
+    async with asyncio.timeout(5):
+        while removing.id in host.driver.machines:
+            await asyncio.sleep(0.01)
+    assert await run_to_end(host.manager.get("starting")) == 0
+
+
+async def test_a_broken_record_harms_nobody_else(host: Host) -> None:
+    broken, fine = await host.create("echo", name="broken"), await host.create("echo", name="fine")
+    await broken.machine.write_record(b"\xff\xff")
+    await host.restart()
+    assert [one.id for one in host.manager.containers()] == [fine.id]
+    assert broken.id in host.driver.machines
