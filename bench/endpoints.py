@@ -73,7 +73,7 @@ def vch(scratch: Path, guest_image: Path) -> Iterator[Endpoint]:
         def processes_of(container: str) -> list[psutil.Process]:
             return _with_words(str(state), container)
 
-        accelerator = status["driver_status"].get("accelerator", "")
+        accelerator = status["driver_status"].get("Accelerator reason", "")
         description = f"{status['driver']}, {accelerator}"
         yield Endpoint("vch", description, status["docker_host"], scratch, processes_of)
     finally:

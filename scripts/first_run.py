@@ -61,7 +61,7 @@ def _bring_up(state_dir: Path, guest_image: Path) -> str:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         _say(f"VCH up in {time.monotonic() - begin:.1f} s")
         status = _status(state_dir)
-    _say(f"{status['driver']}: {status['driver_status'].get('accelerator', '')}")
+    _say(f"{status['driver']}: {status['driver_status'].get('Accelerator reason', '')}")
     return str(status["docker_host"])
 
 

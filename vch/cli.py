@@ -165,14 +165,18 @@ def _facts(directory: Path) -> tuple[dict[str, Any], int]:
 
 def _show(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
-        if isinstance(value, list):
-            value = ", ".join(map(str, value))
+        label = f"{key.replace('_', ' ')}:"
+        if key == "driver_status":
+            for what, words in sorted(value.items()):
+                click.echo(f"  {what + ':':<20} {words}")
         elif isinstance(value, dict):
-            value = ", ".join(f"{one} {what}" for one, what in value.items())
+            click.echo(f"{label:<15} {', '.join(f'{one} {what}' for one, what in value.items())}")
+        elif isinstance(value, list):
+            click.echo(f"{label:<15} {', '.join(value)}")
         elif isinstance(value, bool):
-            value = "yes" if value else "no"
-        if value != "":
-            click.echo(f"{key.replace('_', ' ') + ':':<15} {value}")
+            click.echo(f"{label:<15} {'yes' if value else 'no'}")
+        elif value != "":
+            click.echo(f"{label:<15} {value}")
 
 
 def _show_finding(name: str, level: str, found: str, costs: str) -> None:
