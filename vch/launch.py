@@ -19,7 +19,7 @@ from vch.logs import PartLog
 from vch.settings import Settings
 
 _READY = b"ready\n"
-# What a detached supervisor writes on its way out; a new one begins it anew.
+# What a detached supervisor writes on its way out; the next VCH begins it anew.
 _WORDS = "vch.err"
 _END_SECONDS = 40.0
 
@@ -28,6 +28,8 @@ def foreground(settings: Settings, *, timeout_s: float, ready_fd: int | None) ->
     """Serves until told to end. With `ready_fd`, says so there, and nothing on the terminal."""
     state.ensure(settings.state_dir)
     with state.hold(settings.state_dir):
+        if ready_fd is None:
+            (settings.state_dir / _WORDS).unlink(missing_ok=True)
 
         def ready() -> None:
             if ready_fd is None:
