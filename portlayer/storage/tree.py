@@ -121,12 +121,12 @@ class RootTree:
                 self._refuse("has a root that is no directory", entry)
             self._set_attributes(self.root, entry)
             return
+        if any(part.startswith(_META) and part != _OPAQUE for part in parts):
+            return
         parent = self._directory(parts[:-1], entry)
         name = parts[-1]
         if name == _OPAQUE:
             _remove_lower(parent, self._layer)
-        elif name.startswith(_META):
-            return
         elif name.startswith(_WHITEOUT):
             self._whiteout(parent, name.removeprefix(_WHITEOUT), entry)
         else:
@@ -186,6 +186,8 @@ class RootTree:
                 if name == b".." and len(trail) > 1:
                     trail.pop()
                 continue
+            if name.startswith(_WHITEOUT):
+                self._refuse("has an entry below a whiteout", entry)
             here = trail[-1]
             child = here.children.get(name)
             if child is None or not (child.is_directory or here.is_fresh(name, self._layer)):
