@@ -1,0 +1,225 @@
+"""From the body of POST /containers/create to a ContainerSpec: what is served, what is refused, what is only noted."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from personality.errors import DockerError, NotServed
+from personality.translate.bodies import ContainerBody, HostConfig, Mount
+from personality.translate.signals import parse_signal
+from portlayer.v1 import types_pb2
+
+FRONTEND = "docker"
+_MAX_FRONTEND_BYTES = 60 << 10
+_LOOPBACK_MODES = frozenset({"", "default", "bridge", "none"})
+_LOG_DRIVERS = frozenset({"", "json-file", "local", "none"})
+_RUNTIMES = frozenset({"", "qemu", "runc", "io.containerd.runc.v2"})
+_SIZE = re.compile(r"(\d+)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_NO_PORTS = "publishing ports is not served yet: a container's network is its loopback so far"
+_NO_VOLUMES = "volumes and bind mounts are not served yet: put the data into an image, or send it by docker exec"
+
+
+def decode_body(raw: dict[str, Any]) -> ContainerBody:
+    """The body with checked types. Raises DockerError 400."""
+    try:
+        return msgspec.convert(raw, ContainerBody)
+    except msgspec.ValidationError as error:
+        raise DockerError(400, f"invalid JSON: {error}") from error
+
+
+def container_spec(body: ContainerBody, raw: dict[str, Any]) -> tuple[types_pb2.ContainerSpec, list[str]]:
+    """The specification, and warnings for the client. Raises DockerError for what cannot be had."""
+    host = body.host_config or HostConfig()
+    if not body.image:
+        raise DockerError(400, "no image given: Image must name one")
+    _refuse(body, host)
+    spec = types_pb2.ContainerSpec(
+        image=body.image,
+        process=_process(body, host),
+        hostname=body.hostname or "",
+        domainname=body.domainname or "",
+        labels=body.labels or {},
+        resources=_resources(host),
+        read_only_root=bool(host.readonly_rootfs),
+        tmpfs=_tmpfs(host),
+        shm_size_bytes=_positive("ShmSize", host.shm_size),
+        stop_signal=parse_signal(body.stop_signal) if body.stop_signal else 0,
+        init_process=bool(host.init),
+        privileged=bool(host.privileged),
+        extra_hosts=[_host_line(entry) for entry in host.extra_hosts or ()],
+        dns_servers=host.dns or (),
+        dns_search=host.dns_search or (),
+        dns_options=host.dns_options or (),
+        sysctls=host.sysctls or {},
+        auto_remove=bool(host.auto_remove),
+        log=_log(host),
+        frontend_data={FRONTEND: _frontend_data(raw)},
+    )
+    if body.stop_timeout is not None:
+        spec.stop_timeout_s = max(0, body.stop_timeout)
+    return spec, _warnings(body, host)
+
+
+def _process(body: ContainerBody, host: HostConfig) -> types_pb2.ProcessConfig:
+    entrypoint = _strings(body.entrypoint)
+    rows, columns = host.console_size if host.console_size and len(host.console_size) == 2 else (0, 0)
+    return types_pb2.ProcessConfig(
+        # Docker's way of saying "none": one empty string.
+        entrypoint=[] if entrypoint == [""] else entrypoint or [],
+        entrypoint_set=entrypoint is not None,
+        cmd=_strings(body.cmd) or [],
+        env=body.env or [],
+        working_dir=body.working_dir or "",
+        user=body.user or "",
+        additional_groups=[str(group) for group in host.group_add or ()],
+        terminal=bool(body.tty),
+        terminal_rows=rows,
+        terminal_columns=columns,
+        open_stdin=bool(body.open_stdin),
+        stdin_once=bool(body.stdin_once),
+        capabilities_add=host.cap_add or (),
+        capabilities_drop=host.cap_drop or (),
+        ulimits=[types_pb2.Ulimit(name=one.name, soft=one.soft, hard=one.hard) for one in host.ulimits or ()],
+        no_new_privileges=_no_new_privileges(host),
+        oom_score_adj=host.oom_score_adj or 0,
+    )
+
+
+def _strings(value: str | list[str] | None) -> list[str] | None:
+    return [value] if isinstance(value, str) else value
+
+
+def _resources(host: HostConfig) -> types_pb2.Resources:
+    nano_cpus = _positive("NanoCpus", host.nano_cpus)
+    if not nano_cpus and host.cpu_quota and host.cpu_quota > 0:
+        nano_cpus = host.cpu_quota * 1_000_000_000 // (host.cpu_period or 100_000)
+    size = (host.storage_opt or {}).get("size", "")
+    return types_pb2.Resources(
+        memory_bytes=_positive("Memory", host.memory),
+        nano_cpus=nano_cpus,
+        pids_limit=max(0, host.pids_limit or 0),
+        disk_bytes=_size(size) if size else 0,
+    )
+
+
+def _positive(name: str, value: int | None) -> int:
+    if value is not None and not 0 <= value < 1 << 63:
+        raise DockerError(400, f"invalid {name}: {value}")
+    return value or 0
+
+
+def _tmpfs(host: HostConfig) -> list[types_pb2.TmpfsMount]:
+    mounts = [types_pb2.TmpfsMount(target=target, options=options) for target, options in (host.tmpfs or {}).items()]
+    return mounts + [_tmpfs_mount(mount) for mount in host.mounts or ()]
+
+
+def _tmpfs_mount(mount: Mount) -> types_pb2.TmpfsMount:
+    options = []
+    if mount.tmpfs_options and mount.tmpfs_options.size_bytes:
+        options.append(f"size={mount.tmpfs_options.size_bytes}")
+    if mount.tmpfs_options and mount.tmpfs_options.mode:
+        options.append(f"mode={mount.tmpfs_options.mode:o}")
+    if mount.read_only:
+        options.append("ro")
+    return types_pb2.TmpfsMount(target=mount.target, options=",".join(options))
+
+
+def _host_line(entry: str) -> str:
+    """ "name:address" as a line of /etc/hosts."""
+    name, separator, address = entry.partition(":")
+    if not separator or not name or not address:
+        raise DockerError(400, f'bad format for add-host: "{entry}"')
+    if address == "host-gateway":
+        raise NotServed("host-gateway has no meaning yet: a container's network is its loopback so far")
+    return f"{address.strip('[]')} {name}"
+
+
+def _log(host: HostConfig) -> types_pb2.LogConfig:
+    given = host.log_config
+    kind = (given.type if given else "") or ""
+    if kind not in _LOG_DRIVERS:
+        raise DockerError(400, f"logger: no log driver named '{kind}' is registered")
+    options = (given.config if given else None) or {}
+    unknown = set(options) - {"max-size", "max-file", "compress"}
+    if unknown:
+        raise DockerError(400, f"unknown log opt '{sorted(unknown)[0]}' for {kind or 'json-file'} log driver")
+    files = options.get("max-file", "0")
+    if not files.isdigit():
+        raise DockerError(400, f"invalid max-file: {files}")
+    return types_pb2.LogConfig(
+        max_file_bytes=_size(options["max-size"]) if options.get("max-size", "-1") != "-1" else 0,
+        max_files=min(int(files), 1000),
+        disabled=kind == "none",
+    )
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise DockerError(400, f"invalid size: '{text}'")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def _no_new_privileges(host: HostConfig) -> bool:
+    wanted = False
+    for option in host.security_opt or ():
+        name, _, value = option.replace("=", ":", 1).partition(":")
+        if name == "no-new-privileges":
+            wanted = value in ("", "true")
+        elif name not in ("seccomp", "apparmor", "label", "systempaths"):
+            raise DockerError(400, f'invalid --security-opt 2: "{option}"')
+    return wanted
+
+
+def _refuse(body: ContainerBody, host: HostConfig) -> None:
+    """What this host cannot give is said, never passed over."""
+    mode = host.network_mode or ""
+    if mode not in _LOOPBACK_MODES:
+        raise DockerError(400, f"network {mode} cannot be joined: a container's network is its loopback so far")
+    if host.publish_all_ports or any((host.port_bindings or {}).values()):
+        raise NotServed(_NO_PORTS)
+    volumes = [mount for mount in host.mounts or () if mount.type != "tmpfs"]
+    if host.binds or host.volumes_from or body.volumes or volumes:
+        raise NotServed(_NO_VOLUMES)
+    if host.links:
+        raise NotServed("links are not served: a container's network is its loopback so far")
+    if host.restart_policy and (host.restart_policy.name or "no") != "no":
+        raise NotServed("restart policies are not served yet")
+    if host.devices or host.device_requests:
+        raise NotServed("devices of the host cannot be given to a container: it is a VM of its own")
+    for what, value in (("PID", host.pid_mode), ("IPC", host.ipc_mode), ("UTS", host.uts_mode)):
+        if (value or "private") not in ("private", "shareable", "none"):
+            raise NotServed(f"sharing the {what} namespace ({value}) is impossible: a container is a VM of its own")
+    if (host.runtime or "") not in _RUNTIMES:
+        raise DockerError(400, f"unknown or invalid runtime name: {host.runtime}")
+    if (host.isolation or "default") != "default":
+        raise DockerError(400, f"invalid isolation '{host.isolation}': here it is always a VM")
+
+
+def _warnings(body: ContainerBody, host: HostConfig) -> list[str]:
+    ignored = {
+        "CpusetCpus": host.cpuset_cpus,
+        "CpusetMems": host.cpuset_mems,
+        "BlkioWeight": host.blkio_weight,
+        "OomKillDisable": host.oom_kill_disable,
+    }
+    warnings = [f"{name} has no effect: the container is a VM of its own" for name, value in ignored.items() if value]
+    if body.healthcheck and body.healthcheck.get("Test") not in (None, [], ["NONE"]):
+        warnings.append("health checks are kept but not run yet")
+    return warnings
+
+
+def _frontend_data(raw: dict[str, Any]) -> bytes:
+    """What the client said and the port layer has no place for, so that inspect can give it back."""
+    kept = {
+        key: value for key, value in raw.items() if key not in ("Env", "Labels") and value not in (None, "", [], {})
+    }
+    data = json.dumps(kept, separators=(",", ":")).encode()
+    if len(data) > _MAX_FRONTEND_BYTES:
+        raise DockerError(400, f"the container's configuration is larger than {_MAX_FRONTEND_BYTES >> 10} KiB")
+    return data
