@@ -74,6 +74,7 @@ class Intake:
                     await self.work.run(watch.write, bytes(buffered))
                     buffered.clear()
             await self.work.run(watch.write, bytes(buffered))
+            await self.work.run(file.flush)
         return path
 
     def open_archive(self, upload: Path) -> tuple[Path, list[ArchiveImage]]:

@@ -30,11 +30,12 @@ def archive_chunks(layout: Layout, images: Sequence[SavedImage]) -> Iterator[byt
     """The archive in pieces of at most CHUNK_BYTES. Blocking. All blobs must stay until the end."""
     buffered = bytearray()
     for piece in _pieces(layout, images):
-        if len(buffered) + len(piece) > CHUNK_BYTES:
-            yield bytes(buffered)
-            buffered.clear()
         buffered += piece
-    yield bytes(buffered)
+        while len(buffered) >= CHUNK_BYTES:
+            yield bytes(buffered[:CHUNK_BYTES])
+            del buffered[:CHUNK_BYTES]
+    if buffered:
+        yield bytes(buffered)
 
 
 def _pieces(layout: Layout, images: Sequence[SavedImage]) -> Iterator[bytes]:

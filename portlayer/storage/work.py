@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from portlayer.errors import UnavailableError
 from portlayer.storage.files import storage_errors
 
 P = ParamSpec("P")
@@ -57,7 +58,10 @@ class Work:
         """A child process that does not outlive the block, and is killed when the work is stopped."""
         with self._lock:
             self.check()
-            child: subprocess.Popen[bytes] = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+            try:
+                child: subprocess.Popen[bytes] = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+            except FileNotFoundError as error:
+                raise UnavailableError(f"{command[0]} is not installed on this host") from error
             self._processes.add(child)
         try:
             yield child
