@@ -14,8 +14,8 @@ _LONG_USER = ("user", "pid", "pcpu", "pmem", "vsz", "rss", "tty", "stat", "start
 _SHORT = ("pid", "tty", "time", "comm")
 _ALIASES = {
     "args": "cmd", "command": "command", "ucmd": "comm", "tname": "tty", "tt": "tty", "%cpu": "pcpu", "%mem": "pmem",
-    "euser": "user", "ruser": "user", "euid": "uid_number", "vsize": "vsz", "rssize": "rss", "s": "state", "cputime": "time",
-    "ni": "nice", "nlwp": "thcount", "lstart": "start", "etimes": "etime",
+    "euser": "user", "ruser": "user", "euid": "uid_number", "vsize": "vsz", "rssize": "rss", "s": "state",
+    "cputime": "time", "ni": "nice", "nlwp": "thcount", "lstart": "start", "etimes": "etime",
 }  # fmt: skip
 
 
