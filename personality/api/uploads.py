@@ -5,20 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any
 
-import grpc.aio
+from personality.calls import CallEndedError, StreamingCall, send
 
 # What one message of the port layer's upload calls may hold.
 PIECE_BYTES = 1 << 20
-
-
-class UploadCall(Protocol):
-    """A call whose requests are a stream."""
-
-    async def write(self, request: Any) -> None: ...
-    async def done_writing(self) -> None: ...
-    def cancel(self) -> bool: ...
 
 
 async def pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -29,7 +21,7 @@ async def pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 @contextlib.asynccontextmanager
-async def feeding(call: UploadCall, requests: AsyncIterator[Any]) -> AsyncIterator[None]:
+async def feeding(call: StreamingCall, requests: AsyncIterator[Any]) -> AsyncIterator[None]:
     """Writes `requests` into `call` while the context reads its answers; at the end, the call is over.
 
     An error of `requests` (the client's body is broken, or ends early) cancels the call and is raised in its place.
@@ -48,13 +40,13 @@ async def feeding(call: UploadCall, requests: AsyncIterator[Any]) -> AsyncIterat
         call.cancel()
 
 
-async def _feed(call: UploadCall, requests: AsyncIterator[Any]) -> None:
+async def _feed(call: StreamingCall, requests: AsyncIterator[Any]) -> None:
     try:
         async for request in requests:
-            await call.write(request)
+            await send(call, request)
         await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        return  # the port layer has ended the call; whoever reads its answers learns why
+    except CallEndedError:
+        return
     except BaseException:
         call.cancel()
         raise

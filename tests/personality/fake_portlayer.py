@@ -658,6 +658,7 @@ class _Storage(storage_pb2_grpc.StorageServiceServicer):
             async for request in requests:
                 assert len(request.data) <= 1 << 20
                 data += request.data
+            await asyncio.sleep(0.02)  # a call that was cancelled first looks like one that ended
         self._fake.uploads["LoadImages"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")
@@ -672,6 +673,7 @@ class _Storage(storage_pb2_grpc.StorageServiceServicer):
         async with self._fake.watching("ImportImage"):
             async for request in requests:
                 data += request.data
+            await asyncio.sleep(0.02)  # a call that was cancelled first looks like one that ended
         self._fake.uploads["ImportImage"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")
@@ -768,8 +770,10 @@ class _Events(events_pb2_grpc.EventsServiceServicer):
                 position = len(fake.events)
                 if request.until_unix_ns and request.until_unix_ns <= time.time_ns():
                     return
-                async with fake.changed:
-                    await fake.changed.wait_for(lambda seen=position: len(fake.events) > seen)  # type: ignore[misc]
+                left = (request.until_unix_ns - time.time_ns()) / 1e9 if request.until_unix_ns else None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left), fake.changed:
+                        await fake.changed.wait_for(lambda seen=position: len(fake.events) > seen)  # type: ignore[misc]
 
 
 class _System(system_pb2_grpc.SystemServiceServicer):

@@ -1,0 +1,267 @@
+"""Ping, version, info, events, networks, volumes, and what is not served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+
+import docker
+import openapi
+import pytest
+from conftest import HttpClient
+from fake_portlayer import FakePortLayer
+
+from personality.api.routes import build_router
+from personality.errors import DockerError
+from personality.times import parse_time, rfc3339
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_ping(http: HttpClient, method: str) -> None:
+    answer = await http.request(method, "/_ping")
+    assert answer.status == 200
+    assert answer.body == (b"OK" if method == "GET" else b"")
+    expected = {
+        "api-version": "1.50",
+        "builder-version": "1",
+        "cache-control": "no-cache, no-store, must-revalidate",
+        "content-length": "2",
+        "docker-experimental": "false",
+        "ostype": "linux",
+        "pragma": "no-cache",
+        "swarm": "inactive",
+    }
+    assert expected.items() <= answer.headers.items()
+
+
+async def test_version(http: HttpClient) -> None:
+    answer = await http.get("/version")
+    openapi.validate("/version", "GET", 200, answer.json())
+    body = answer.json()
+    assert (body["Version"], body["ApiVersion"], body["MinAPIVersion"]) == ("0.1.0", "1.50", "1.24")
+    assert (body["Arch"], body["KernelVersion"]) == ("amd64", "6.1.0")
+
+
+async def test_info(http: HttpClient, fake: FakePortLayer) -> None:
+    fake.add_image("busybox:latest")
+    answer = await http.get("/info")
+    openapi.validate("/info", "GET", 200, answer.json())
+    body = answer.json()
+    assert (body["Images"], body["NCPU"], body["MemTotal"]) == (1, 4, 8 << 30)
+    assert body["Warnings"] == ["WARNING: no KVM"]
+    assert ["Accelerator", "tcg"] in body["DriverStatus"]
+
+
+async def test_networks(http: HttpClient) -> None:
+    answer = await http.get("/networks")
+    openapi.validate("/networks", "GET", 200, answer.json())
+    [network] = answer.json()
+    assert network["Name"] == "none"
+    answer = await http.get("/networks/none")
+    openapi.validate("/networks/{id}", "GET", 200, answer.json())
+    assert answer.json() == network
+    assert (await http.get("/networks/other")).status == 404
+    for filters in ({"name": ["x"]}, {"driver": ["bridge"]}, {"type": ["custom"]}, {"label": ["a"]}):
+        assert (await http.get("/networks", filters=filters)).json() == []
+    answer = await http.delete("/networks/none")
+    openapi.validate("/networks/{id}", "DELETE", answer.status, answer.json())
+    assert answer.status == 403
+    assert (await http.post("/networks/create", {"Name": "x"})).status == 501
+
+
+async def test_volumes(http: HttpClient) -> None:
+    answer = await http.get("/volumes")
+    openapi.validate("/volumes", "GET", 200, answer.json())
+    assert answer.json() == {"Volumes": [], "Warnings": []}
+    assert (await http.get("/volumes/v")).status == 404
+    assert (await http.delete("/volumes/v")).status == 404
+    assert (await http.post("/volumes/create", {"Name": "v"})).status == 501
+
+
+@pytest.mark.parametrize("path", ["/volumes/prune", "/networks/prune", "/build/prune", "/images/prune"])
+async def test_prune_what_there_is_not(http: HttpClient, path: str) -> None:
+    answer = await http.post(path)
+    openapi.validate(path, "POST", 200, answer.json())
+
+
+@pytest.mark.parametrize(("method", "path"), openapi.endpoints())
+def test_every_documented_endpoint_has_a_route(method: str, path: str) -> None:
+    build_router().find(method, re.sub(r"\{\w+\}", "x", path))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/build"),
+        ("POST", "/session"),
+        ("POST", "/grpc"),
+        ("POST", "/auth"),
+        ("POST", "/commit"),
+        ("POST", "/images/team/box/push"),
+        ("GET", "/images/search"),
+        ("GET", "/distribution/team/box/json"),
+        ("GET", "/containers/x/export"),
+        ("GET", "/containers/x/changes"),
+        ("HEAD", "/containers/x/archive"),
+        ("PUT", "/containers/x/archive"),
+        ("POST", "/containers/x/update"),
+        ("POST", "/plugins/pull"),
+        ("POST", "/swarm/init"),
+    ],
+)
+async def test_not_served(http: HttpClient, method: str, path: str) -> None:
+    answer = await http.request(method, path)
+    assert answer.status == 501
+    assert method == "HEAD" or "not served" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("path", ["/swarm", "/services", "/nodes", "/tasks", "/secrets", "/configs", "/services/x"])
+async def test_swarm_mode_is_off(http: HttpClient, path: str) -> None:
+    answer = await http.get(path)
+    assert answer.status == 503
+    assert answer.json()["message"].startswith("This node is not a swarm manager.")
+
+
+# Events.
+
+
+async def _arrange_events(fake: FakePortLayer) -> None:
+    await fake.emit("image", "load", "sha256:1", name="busybox:latest")
+    await fake.emit("container", "create", "aaa1", name="web", image="busybox:latest", tier="front")
+    await fake.emit("container", "exec_create: sh -c x", "aaa1", name="web", image="busybox:latest")
+    await fake.emit("container", "start", "bbb2", name="db", image="example.org/postgres:9", tier="back")
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"type": ["image"]}, [0]),
+        ({"type": ["image", "container"]}, [0, 1, 2, 3]),
+        ({"type": ["volume"]}, []),
+        ({"event": ["start", "load"]}, [0, 3]),
+        ({"event": ["exec_create"]}, [2]),
+        ({"event": ["exec"]}, []),
+        ({"container": ["web"]}, [1, 2]),
+        ({"container": ["bbb"]}, [3]),
+        ({"image": ["busybox"]}, [0, 1, 2]),
+        ({"image": ["example.org/postgres:9"]}, [3]),
+        ({"label": ["tier"]}, [1, 3]),
+        ({"label": ["tier=front"]}, [1]),
+        ({"label": ["tier=front", "x"]}, []),
+        ({"scope": ["local"]}, [0, 1, 2, 3]),
+        ({"scope": ["swarm"]}, []),
+        ({"network": ["x"]}, []),
+        ({"type": ["container"], "event": ["start"]}, [3]),
+    ],
+)
+async def test_event_filters(
+    http: HttpClient, fake: FakePortLayer, filters: dict[str, list[str]], expected: list[int]
+) -> None:
+    await _arrange_events(fake)
+    answer = await http.get("/events", since="0", until=str(time.time()), filters=filters)
+    for message in answer.lines():
+        openapi.validate_definition("EventMessage", message)
+    order = [event.time_unix_ns for event in fake.events]
+    assert [order.index(message["timeNano"]) for message in answer.lines()] == expected
+
+
+async def test_event_fields(http: HttpClient, fake: FakePortLayer) -> None:
+    await fake.emit("container", "start", "bbb2", name="db", image="postgres:9")
+    [message] = (await http.get("/events", since="1h", until=rfc3339(time.time_ns()))).lines()
+    seconds, nanoseconds = message.pop("time"), message.pop("timeNano")
+    assert seconds == nanoseconds // 10**9
+    assert message == {
+        "status": "start",
+        "id": "bbb2",
+        "from": "postgres:9",
+        "Type": "container",
+        "Action": "start",
+        "Actor": {"ID": "bbb2", "Attributes": {"name": "db", "image": "postgres:9"}},
+        "scope": "local",
+    }
+
+
+async def test_events_live(http: HttpClient, fake: FakePortLayer) -> None:
+    """The headers say that nothing is missed from here on; a client that leaves ends the subscription."""
+    await fake.emit("container", "start", "old")
+    async with asyncio.timeout(5), http.raw() as (reader, writer):
+        writer.write(b"GET /events HTTP/1.1\r\nHost: d\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        await fake.emit("container", "die", "new")
+        await reader.readline()
+        assert json.loads(await reader.readline())["Action"] == "die"
+    await asyncio.wait_for(fake.until_cancelled("StreamEvents"), 5)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"since": "x"},
+        {"until": "12-12"},
+        {"since": "20", "until": "10"},
+        {"filters": {"colour": ["red"]}},
+        {"filters": "x"},
+    ],
+)
+async def test_events_bad_input(http: HttpClient, query: dict[str, object]) -> None:
+    answer = await http.get("/events", **query)
+    openapi.validate("/events", "GET", answer.status, answer.json())
+    assert answer.status == 400
+
+
+async def test_docker_py(docker_client: docker.DockerClient, fake: FakePortLayer) -> None:
+    await _arrange_events(fake)
+
+    def use() -> list[str]:
+        assert docker_client.ping()
+        assert docker_client.info()["Name"] == "vch-test"
+        assert docker_client.version()["Version"] == "0.1.0"
+        assert docker_client.volumes.list() == []
+        assert [network.name for network in docker_client.networks.list()] == ["none"]
+        return [event["Action"] for event in docker_client.events(since=1, until=int(time.time()) + 1, decode=True)]
+
+    assert (await asyncio.to_thread(use))[:2] == ["load", "create"]
+
+
+# Times.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("1629574695", 1629574695 * 10**9),
+        ("1629574695.515", 1629574695515 * 10**6),
+        ("1629574695.000000001", 1629574695 * 10**9 + 1),
+        ("1970-01-02", None),
+        ("1970-01-02Z", 86400 * 10**9),
+        ("1970-01-01T00:01Z", 60 * 10**9),
+        ("1970-01-01T01:00:00.5+01:00", 5 * 10**8),
+        ("1970-01-01T00:00:00.000000007Z", 7),
+    ],
+)
+def test_parse_time(text: str, expected: int | None) -> None:
+    parsed = parse_time(text, "since")
+    assert expected is None or parsed == expected
+
+
+def test_parse_durations() -> None:
+    now = time.time_ns()
+    for text, seconds in (("1h30m", 5400), ("10s", 10), ("1.5h", 5400), ("500ms", 0.5)):
+        assert abs(now - parse_time(text, "since") - seconds * 10**9) < 10**9
+
+
+@pytest.mark.parametrize("text", ["", "x", "1e5", "10 s", "1970-13-01", "1970-01-01T25:00", "١٢", "9" * 20, "h"])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(DockerError) as caught:
+        parse_time(text, "since")
+    assert caught.value.status == 400
+
+
+def test_rfc3339() -> None:
+    assert rfc3339(0) == "0001-01-01T00:00:00Z"
+    assert rfc3339(1_644_009_612_497_794_800) == "2022-02-04T21:20:12.4977948Z"
+    assert rfc3339(1_644_009_612_000_000_000) == "2022-02-04T21:20:12Z"
