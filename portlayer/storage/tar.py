@@ -113,9 +113,7 @@ class TarReader:
             if (second := self._read(BLOCK, allow_end=True)) and second != _ZEROS:
                 self._refuse("goes on after half an end marker", start)
             return b""
-        expected = self._number(block, 148, 8, "checksum")
-        unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
-        if expected not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])):
+        if not _checksum_fits(block, self._number(block, 148, 8, "checksum")):
             self._refuse("is no tar archive" if start == 0 else "has a broken header", start)
         return block
 
@@ -259,6 +257,14 @@ class TarReader:
     def _refuse(self, reason: str, position: int | None = None) -> NoReturn:
         where = self._position if position is None else position
         raise InvalidArgumentError(f"{self._what} {reason} (at byte {where})")
+
+
+def _checksum_fits(block: bytes, expected: int) -> bool:
+    """The sum of a header's bytes, with blanks for itself; some writers of old took bytes for signed."""
+    unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
+    if expected == unsigned:
+        return True
+    return expected == unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
 
 
 def _header_name(header: bytes) -> bytes:
