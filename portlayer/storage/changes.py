@@ -17,13 +17,15 @@ Config = dict[str, Any]
 
 _CONTINUATION = re.compile(r"\\[ \t]*(?:\n|$)")
 _SHELL = ["/bin/sh", "-c"]
-_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/([a-z]+))?", re.ASCII)
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 _PROTOCOLS = ("tcp", "udp", "sctp")
 _MAX_PORT = 65535
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _UNITS_NS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _LEAST_DURATION_NS = 10**6
 _MAX_SIGNAL = 64
+_MAY_BE_EMPTY = ("cmd", "entrypoint")
+_ONE_ARGUMENT = ("stopsignal", "user", "workdir")
 _HEALTH_FLAGS = {
     "interval": "Interval",
     "timeout": "Timeout",
@@ -41,8 +43,9 @@ def apply_changes(config: Config, changes: Sequence[str]) -> Config:
             raise InvalidArgumentError(f"{name} is not a valid change command")
     cmd_set = False
     for name, rest in lines:
-        if not rest:
-            raise InvalidArgumentError(f"{name.upper()} requires at least one argument")
+        if not rest and name.lower() not in _MAY_BE_EMPTY:
+            amount = "exactly" if name.lower() in _ONE_ARGUMENT else "at least"
+            raise InvalidArgumentError(f"{name.upper()} requires {amount} one argument")
         _HANDLERS[name.lower()](changed, rest)
         cmd_set |= name.lower() == "cmd"
         if name.lower() == "entrypoint" and not cmd_set:
@@ -80,11 +83,14 @@ def _label(config: Config, rest: str) -> None:
 def _expose(config: Config, rest: str) -> None:
     ports = dict(config.get("ExposedPorts", {}))
     for word in expand_all(split(rest), _environment(config)):
-        match = _PORT.fullmatch(word)
+        range_, _, protocol = word.partition("/")
+        protocol = protocol.lower() or "tcp"
+        if protocol not in _PROTOCOLS:
+            raise InvalidArgumentError(f"invalid proto: {protocol}")
+        match = _PORTS.fullmatch(range_)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        protocol = (match[3] or "tcp") if match else ""
-        if not 0 < first <= last <= _MAX_PORT or protocol not in _PROTOCOLS:
-            raise InvalidArgumentError(f"invalid containerPort: {word}")
+        if not 0 < first <= last <= _MAX_PORT:
+            raise InvalidArgumentError(f"invalid containerPort: {range_}")
         ports |= {f"{port}/{protocol}": {} for port in range(first, last + 1)}
     config["ExposedPorts"] = ports
 
@@ -99,7 +105,7 @@ def _on_build(config: Config, rest: str) -> None:
 
 
 def _stop_signal(config: Config, rest: str) -> None:
-    name = expand(_single("STOPSIGNAL", rest), _environment(config))
+    name = expand(rest, _environment(config))
     known = {member.name.removeprefix("SIG") for member in signal.Signals}
     real_time = re.fullmatch(r"RTM(?:IN(?:\+\d{1,2})?|AX(?:-\d{1,2})?)", name.upper().removeprefix("SIG"), re.ASCII)
     number = int(name) if name.isascii() and name.isdigit() and len(name) < 4 else 0
@@ -109,7 +115,7 @@ def _stop_signal(config: Config, rest: str) -> None:
 
 
 def _user(config: Config, rest: str) -> None:
-    config["User"] = expand(_single("USER", rest), _environment(config))
+    config["User"] = expand(rest, _environment(config))
 
 
 def _volume(config: Config, rest: str) -> None:
@@ -144,7 +150,7 @@ def _healthcheck(config: Config, rest: str) -> None:
             raise InvalidArgumentError("Missing command after HEALTHCHECK CMD")
         check["Test"] = ["CMD-SHELL", command.strip()] if listed is None else ["CMD", *listed]
     else:
-        raise InvalidArgumentError(f"Unknown type {kind!r} in HEALTHCHECK (try CMD)")
+        raise InvalidArgumentError(f"Unknown type {json.dumps(kind)} in HEALTHCHECK (try CMD)")
     config["Healthcheck"] = check
 
 
@@ -152,7 +158,7 @@ def _health_flag(check: dict[str, Any], flag: str) -> None:
     name, _, value = flag.partition("=")
     if name == "retries":
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise InvalidArgumentError(f"--retries must be a whole number, not {value!r}")
+            raise InvalidArgumentError(f"strconv.ParseInt: parsing {json.dumps(value)}: invalid syntax")
         check["Retries"] = int(value)
     elif name in _HEALTH_FLAGS:
         check[_HEALTH_FLAGS[name]] = _duration_ns(name, value)
@@ -163,7 +169,8 @@ def _health_flag(check: dict[str, Any], flag: str) -> None:
 def _duration_ns(name: str, text: str) -> int:
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text or len(text) > 40:
-        raise InvalidArgumentError(f'--{name}: invalid duration "{text}"')
+        fault = "missing unit in" if text.isdigit() else "invalid"
+        raise InvalidArgumentError(f"time: {fault} duration {json.dumps(text)}")
     total = round(sum(float(number) * _UNITS_NS[unit] for number, unit in parts))
     if 0 < total < _LEAST_DURATION_NS:
         raise InvalidArgumentError(f'Interval "{name}" cannot be less than 1ms')
@@ -171,19 +178,23 @@ def _duration_ns(name: str, text: str) -> int:
 
 
 def _command(rest: str) -> list[str]:
+    if not rest:
+        return []
     listed = _json_list(rest)
     return [*_SHELL, rest] if listed is None else listed
 
 
 def _json_list(text: str) -> list[str] | None:
-    """The exec form. Whatever is not exactly a JSON list of strings is the shell form, as in a Dockerfile."""
+    """The exec form; None for whatever is no JSON list, which is the shell form."""
     if not text.lstrip().startswith("["):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+    if not all(isinstance(item, str) for item in value):
+        raise InvalidArgumentError("when using JSON array syntax, arrays must be comprised of strings only")
+    return list(value)
 
 
 def _pairs(instruction: str, rest: str, environment: dict[str, str]) -> dict[str, str]:
@@ -210,12 +221,6 @@ def _pairs(instruction: str, rest: str, environment: dict[str, str]) -> dict[str
 
 def _environment(config: Config) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in config.get("Env", []))
-
-
-def _single(instruction: str, rest: str) -> str:
-    if len(split(rest)) != 1:
-        raise InvalidArgumentError(f"{instruction} requires exactly one argument")
-    return rest
 
 
 _HANDLERS: dict[str, Callable[[Config, str], None]] = {

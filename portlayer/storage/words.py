@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import NoReturn
@@ -128,4 +129,4 @@ class _Expander:
         self._refuse("syntax error: missing '}'")
 
     def _refuse(self, reason: str) -> NoReturn:
-        raise InvalidArgumentError(f"failed to process {self._word!r}: {reason}")
+        raise InvalidArgumentError(f"failed to process {json.dumps(self._word)}: {reason}")
