@@ -8,12 +8,18 @@ import os
 import time
 from typing import Any
 
+import grpc
+import grpc.aio
+
+from personality.api.images import image_summary
 from personality.backend import Backend
+from personality.errors import DockerError
 from personality.http.messages import Reply, Request
 from personality.http.router import Route
 from personality.http.server import MAX_VERSION, MIN_VERSION, version_text
 from personality.times import rfc3339
-from portlayer.v1 import system_pb2
+from personality.translate.describe import summary
+from portlayer.v1 import execution_pb2, storage_pb2, system_pb2, types_pb2
 
 PLATFORM = "Virtual Container Host"
 
@@ -180,7 +186,54 @@ def _elsewhere() -> dict[str, Any]:
     }
 
 
+async def disk_usage(request: Request, backend: Backend) -> Reply:
+    """What takes how much room; `type` narrows it to some kinds of things, which costs less."""
+    wanted = set(request.query.all("type")) or _USAGE_TYPES
+    if unknown := wanted - _USAGE_TYPES:
+        raise DockerError(400, f"unknown object type: {sorted(unknown)[0]}")
+    usage: dict[str, Any] = {}
+    if "image" in wanted:
+        usage |= await _images_usage(request, backend)
+    if "container" in wanted:
+        usage["Containers"] = await _containers_usage(backend)
+    if "volume" in wanted:
+        usage["Volumes"] = []
+    if "build-cache" in wanted:
+        usage["BuildCache"] = []
+    return Reply(body=usage)
+
+
+async def _images_usage(request: Request, backend: Backend) -> dict[str, Any]:
+    total = await backend.storage.GetDiskUsage(storage_pb2.GetDiskUsageRequest())
+    listed = await backend.storage.ListImages(storage_pb2.ListImagesRequest())
+    # Nothing is shared between images: each has a disk of its own.
+    images = [image_summary(image, request.api_version) | {"SharedSize": 0} for image in listed.images]
+    return {"LayersSize": total.images_bytes, "Images": images}
+
+
+async def _containers_usage(backend: Backend) -> list[dict[str, Any]]:
+    listed = await backend.execution.ListContainers(execution_pb2.ListContainersRequest())
+    usage = []
+    for container in listed.containers:
+        try:
+            size = await _writable_bytes(backend, container)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                continue  # removed meanwhile
+            raise
+        usage.append(summary(container) | {"SizeRw": size})
+    return usage
+
+
+async def _writable_bytes(backend: Backend, container: types_pb2.Container) -> int:
+    response = await backend.execution.GetContainer(
+        execution_pb2.GetContainerRequest(container=container.id, size=True)
+    )
+    return response.size_rw_bytes
+
+
 ROUTES = [
+    Route("GET", "/system/df", disk_usage),
     Route("GET", "/_ping", ping),
     Route("GET", "/version", version),
     Route("GET", "/info", info),

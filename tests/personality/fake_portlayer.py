@@ -658,7 +658,7 @@ class _Storage(storage_pb2_grpc.StorageServiceServicer):
             async for request in requests:
                 assert len(request.data) <= 1 << 20
                 data += request.data
-            await asyncio.sleep(0.02)  # a call that was cancelled first looks like one that ended
+            await asyncio.sleep(0.1)  # a call that was cancelled first looks like one that ended
         self._fake.uploads["LoadImages"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")
@@ -673,7 +673,7 @@ class _Storage(storage_pb2_grpc.StorageServiceServicer):
         async with self._fake.watching("ImportImage"):
             async for request in requests:
                 data += request.data
-            await asyncio.sleep(0.02)  # a call that was cancelled first looks like one that ended
+            await asyncio.sleep(0.1)  # a call that was cancelled first looks like one that ended
         self._fake.uploads["ImportImage"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")

@@ -31,51 +31,55 @@ def endpoints() -> list[tuple[str, str]]:
     ]
 
 
-def validate(path: str, method: str, status: int, body: object) -> None:
-    """Fails when `body` is not what the description says for the path template ("/images/{name}/json") and status."""
+def validate(path: str, method: str, status: int, body: object, *, nulls: bool = False) -> None:
+    """Fails when `body` is not what the description says for the path template ("/images/{name}/json") and status.
+
+    With `nulls`, any list or map may be null: dockerd answers so about containers where its description does not say
+    it, and clients tell null from empty there.
+    """
     operation = description()["paths"][path][method.lower()]
     responses = operation["responses"]
     assert status in responses or str(status) in responses, f"{method} {path} has no status {status}"
     response = responses.get(status) or responses.get(str(status))
     if "schema" in response:
-        _check(response["schema"], body, f"{method} {path} {status}")
+        _check(response["schema"], body, f"{method} {path} {status}", nulls=nulls)
 
 
-def validate_definition(name: str, body: object) -> None:
+def validate_definition(name: str, body: object, *, nulls: bool = False) -> None:
     """Fails when `body` is not one of the description's definitions, such as EventMessage."""
-    _check({"$ref": f"#/definitions/{name}"}, body, name)
+    _check({"$ref": f"#/definitions/{name}"}, body, name, nulls=nulls)
 
 
-def _check(schema: dict[str, Any], body: object, what: str) -> None:
-    validator = jsonschema.Draft4Validator(_convert(schema, ()))
+def _check(schema: dict[str, Any], body: object, what: str, *, nulls: bool) -> None:
+    validator = jsonschema.Draft4Validator(_convert(schema, (), nulls))
     errors = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(body)]
     assert not errors, f"{what}: " + "; ".join(errors)
 
 
-def _convert(schema: Any, within: tuple[str, ...]) -> Any:
+def _convert(schema: Any, within: tuple[str, ...], nulls: bool) -> Any:
     """Swagger's dialect as JSON schema: references resolved, x-nullable obeyed, unknown formats dropped.
 
-    Where a definition holds itself, the inner one is taken for anything. Go's encoder writes null for empty lists and
-    maps that the description does not call nullable; that is not followed here: our own answers obey the text.
+    Where a definition holds itself, the inner one is taken for anything.
     """
     if isinstance(schema, list):
-        return [_convert(each, within) for each in schema]
+        return [_convert(each, within, nulls) for each in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[1]
         if name in within:
             return {}
-        converted = _convert(description()["definitions"][name], (*within, name))
+        converted = _convert(description()["definitions"][name], (*within, name), nulls)
         return _nullable(converted) if schema.get("x-nullable") else converted
     converted = {
-        key: {name: _convert(each, within) for name, each in value.items()}
+        key: {name: _convert(each, within, nulls) for name, each in value.items()}
         if key in {"properties", "definitions"}
-        else _convert(value, within)
+        else _convert(value, within, nulls)
         for key, value in schema.items()
         if key in {"type", "properties", "items", "required", "enum", "allOf", "additionalProperties", "definitions"}
     }
-    return _nullable(converted) if schema.get("x-nullable") else converted
+    container = schema.get("type") == "array" or "additionalProperties" in schema
+    return _nullable(converted) if schema.get("x-nullable") or (nulls and container) else converted
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:

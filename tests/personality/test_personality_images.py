@@ -198,7 +198,9 @@ async def test_load_whose_client_goes(http: HttpClient, fake: FakePortLayer) -> 
 
 async def test_load_whose_body_is_broken(http: HttpClient, fake: FakePortLayer) -> None:
     async with asyncio.timeout(5), http.raw() as (reader, writer):
-        writer.write(b"POST /images/load?quiet=1 HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\nzz")
+        writer.write(b"POST /images/load?quiet=1 HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await fake.until_called("LoadImages")
+        writer.write(b"zz")
         writer.write_eof()
         response = await reader.read()
     assert response.startswith(b"HTTP/1.1 400 ")

@@ -54,6 +54,19 @@ async def test_info(http: HttpClient, fake: FakePortLayer) -> None:
     assert ["Accelerator", "tcg"] in body["DriverStatus"]
 
 
+async def test_disk_usage(http: HttpClient, fake: FakePortLayer, docker_client: docker.DockerClient) -> None:
+    fake.add_image("busybox:latest")
+    await asyncio.to_thread(docker_client.containers.create, "busybox", name="box")
+    answer = await http.get("/system/df")
+    openapi.validate("/system/df", "GET", 200, answer.json(), nulls=True)
+    body = answer.json()
+    assert body["LayersSize"] == 7_000
+    assert [image["RepoTags"] for image in body["Images"]] == [["busybox:latest"]]
+    assert [(each["Names"], each["SizeRw"]) for each in body["Containers"]] == [(["/box"], 12_345)]
+    assert (await http.get("/system/df", type=["volume", "build-cache"])).json() == {"Volumes": [], "BuildCache": []}
+    assert (await http.get("/system/df", type="socks")).status == 400
+
+
 async def test_networks(http: HttpClient) -> None:
     answer = await http.get("/networks")
     openapi.validate("/networks", "GET", 200, answer.json())
