@@ -69,6 +69,7 @@ class Container:
         self.output = OutputHub()
         self.execs: dict[str, ExecProcess] = {}
         self._lock = asyncio.Lock()
+        self._saving = asyncio.Lock()
         self._run: Run | None = None
         self._kill_ordered = False
         self._settled = asyncio.Event()
@@ -560,7 +561,9 @@ class Container:
         self.state.status = states.move(self.state.status, action)
 
     async def _save(self) -> None:
-        await self.machine.write_record(self.record.SerializeToString())
+        # An exit is saved beside operations: one at a time, so that the newest state is what stays.
+        async with self._saving:
+            await self.machine.write_record(self.record.SerializeToString())
 
     async def _save_surely(self) -> None:
         """An exit must be durable before the agent may forget it; a full disk only delays that."""

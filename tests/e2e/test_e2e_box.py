@@ -129,8 +129,8 @@ def test_several_clients_see_the_same(docker: Docker, environment: dict[str, str
                 seen += os.read(process.stdout.fileno(), 4096)
         typing.stdin.write(b"\x10\x11")
         typing.stdin.flush()
-        assert typing.wait(30) == 0
-        typing.communicate()
+        screen, _ = typing.communicate(timeout=30)
+        assert b"read escape sequence" in screen
         assert docker("inspect -f {{.State.Running}} shared").out == "true\n"
         for process in clients:
             process.kill()

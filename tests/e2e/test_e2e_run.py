@@ -62,7 +62,7 @@ def test_programs_that_cannot_be_launched(docker: Docker, command: list[str], co
 def test_exit_codes_and_streams(docker: Docker) -> None:
     done = docker("run --rm busybox sh -c", "echo out; echo err >&2; exit 42", code=42)
     assert (done.out, done.err) == ("out\n", "err\n")
-    assert docker("run --rm busybox sh -c", "kill -9 $$", code=137).out == ""
+    assert docker("run --rm busybox sh -c", "sh -c 'kill -9 $$'", code=137).out == ""
 
 
 def test_what_is_no_container(docker: Docker) -> None:

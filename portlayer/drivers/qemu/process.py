@@ -39,8 +39,8 @@ async def spawn(argv: Sequence[str], directory: Path, log: Path, fds: Sequence[i
             stderr=messages,
             pass_fds=fds,
         )
-        if await process.wait() != 0:
-            raise DriverError(f"{argv[0]} could not be started, see {log}")
+        if (status := await process.wait()) != 0:
+            raise DriverError(f"{argv[0]} could not be started (setsid ended with {status}), see {log}")
 
 
 @contextlib.contextmanager
