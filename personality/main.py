@@ -92,6 +92,8 @@ def main(
     logging.basicConfig(
         stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # At debug, grpc tells of each event loop it meets.
+    logging.getLogger("grpc").setLevel(logging.INFO)
     options = Options(grpc, list(hosts), _tls_context(tlscacert, tlscert, tlskey), ready_fd)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

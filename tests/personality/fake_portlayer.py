@@ -459,7 +459,7 @@ class _Execution(execution_pb2_grpc.ExecutionServiceServicer):
         yield execution_pb2.WaitContainerResponse(armed=True)
         async with fake.watching("WaitContainer"), fake.changed:
             await fake.changed.wait_for(holds)
-        yield execution_pb2.WaitContainerResponse(armed=True, exit_code=container.state.exit_code)
+        yield execution_pb2.WaitContainerResponse(exit_code=container.state.exit_code)
 
     async def ResizeContainer(self, request: Any, context: Any) -> Any:
         await self._fake.enter("ResizeContainer", request, context)
