@@ -14,8 +14,6 @@ from vch.logs import PartLog
 
 _READY = b"ready\n"
 _GRACE_SECONDS = 10.0
-# The port layer starts machines while calls are under way; gRPC's own fork handlers would only get in the way of that.
-_ENVIRONMENT = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -115,7 +113,6 @@ class Part:
             start_new_session=True,
             umask=0o077,
             cwd="/",
-            env=os.environ | _ENVIRONMENT,
         )
 
     async def _copy_log(self, process: asyncio.subprocess.Process) -> None:
