@@ -268,7 +268,6 @@ def _drop_privileges(spec: tether_pb2.ProcessSpec, identity: users.Identity) -> 
 
 def _enter_directory(path: str) -> None:
     try:
-        os.makedirs(path, exist_ok=True)
         os.chdir(path)
     except OSError as error:
         message = f'chdir to cwd ("{path}") set in config.json failed: {_words(error)}'

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from tether import linux
@@ -127,6 +128,10 @@ def enter(request: tether_pb2.StartRequest) -> None:
         _mount("tmpfs", tmpfs.target, "tmpfs", flags, data)
     _detach(old)
     _write_sysctls(dict(request.sysctls))
+    # As Docker: the first process's directory is made for it, by root, even where the root will be read-only. If it
+    # cannot be, entering it says why.
+    with suppress(OSError):
+        os.makedirs(request.process.working_dir or "/", exist_ok=True)
     if not request.privileged:
         _hide()
     if request.read_only_root:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from personality.calls import CallEndedError, send
 from personality.detach import DetachScanner
 from personality.errors import DockerError
 from personality.http.messages import MULTIPLEXED_STREAM, RAW_STREAM, Connection, Request
@@ -37,7 +38,8 @@ async def open_call(stub: Any, first: Any) -> Any:
     """A call of Attach or AttachExec that has sent `first` and heard that it is attached. Raises AioRpcError."""
     call = stub()
     try:
-        await call.write(first)
+        with contextlib.suppress(CallEndedError):  # reading says why
+            await send(call, first)
         if await call.read() is END:
             raise DockerError(500, f"the port layer ended the stream: {await call.details()}")
     except BaseException:
@@ -71,16 +73,16 @@ class Pump:
 
     async def _pump_input(self, connection: Connection) -> bool:
         """Passes on what is typed; returns whether the detach keys were pressed."""
-        with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+        with contextlib.suppress(CallEndedError, asyncio.InvalidStateError, grpc.aio.AioRpcError):
             while data := await connection.read():
                 detached = False
                 if self._detach is not None:
                     data, detached = self._detach.scan(data)
                 for start in range(0, len(data), _INPUT_BYTES):
-                    await self._call.write(self._message(stdin=data[start : start + _INPUT_BYTES]))
+                    await send(self._call, self._message(stdin=data[start : start + _INPUT_BYTES]))
                 if detached:
                     return True
-            await self._call.write(self._message(close_stdin=True))
+            await send(self._call, self._message(close_stdin=True))
             await self._call.done_writing()
         return False
 

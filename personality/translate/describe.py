@@ -243,11 +243,7 @@ def _network_mode(said: dict[str, Any]) -> str:
 
 def _endpoint() -> dict[str, Any]:
     return {
-        "IPAMConfig": None,
-        "Links": None,
-        "Aliases": None,
         "MacAddress": "",
-        "DriverOpts": None,
         "GwPriority": 0,
         "NetworkID": "",
         "EndpointID": "",
@@ -257,5 +253,4 @@ def _endpoint() -> dict[str, Any]:
         "IPv6Gateway": "",
         "GlobalIPv6Address": "",
         "GlobalIPv6PrefixLen": 0,
-        "DNSNames": None,
     }

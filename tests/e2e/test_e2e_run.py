@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Docker
+from conftest import Docker, eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("forget")]
 
@@ -62,7 +62,7 @@ def test_programs_that_cannot_be_launched(docker: Docker, command: list[str], co
 def test_exit_codes_and_streams(docker: Docker) -> None:
     done = docker("run --rm busybox sh -c", "echo out; echo err >&2; exit 42", code=42)
     assert (done.out, done.err) == ("out\n", "err\n")
-    assert docker("run --rm busybox sh -c", "sh -c 'kill -9 $$'", code=137).out == ""
+    assert docker("run --rm busybox sh -c", "sh -c 'kill -9 $$'; exit $?", code=137).out == ""
 
 
 def test_what_is_no_container(docker: Docker) -> None:
@@ -128,8 +128,9 @@ def test_detached_logs_and_wait(docker: Docker) -> None:
 
 def test_the_writable_layer_survives_a_restart_of_the_container(docker: Docker) -> None:
     docker("run -d --name keeps busybox sh -c", "date >>/kept; wc -l </kept; sleep 1000")
+    eventually(lambda: docker("logs keeps").out == "1\n")
     docker("restart -t 0 keeps")
-    assert docker("logs keeps").out == "1\n2\n"
+    eventually(lambda: docker("logs keeps").out == "1\n2\n")
     assert json.loads(docker("inspect keeps").out)[0]["State"]["Running"] is True
 
 
@@ -140,11 +141,17 @@ def test_much_output_is_byte_exact(docker: Docker) -> None:
 
 
 def test_stop_signals_and_timeouts(docker: Docker) -> None:
-    script = "trap 'echo usr; exit 7' USR1; while :; do sleep 0.1; done"
+    script = "trap 'echo usr; exit 7' USR1; echo ready; while :; do sleep 0.1; done"
+
+    def ready(times: int) -> None:
+        eventually(lambda: docker("logs polite").out.count("ready") == times)
+
     docker("run -d --name polite --stop-signal USR1 --stop-timeout 30 busybox sh -c", script)
+    ready(1)
     docker("stop polite")
     assert docker("inspect -f {{.State.ExitCode}} polite").out == "7\n"
     docker("start polite")
+    ready(2)
     docker("kill -s USR1 polite")
     assert docker("wait polite").out == "7\n"
     docker("start polite")
