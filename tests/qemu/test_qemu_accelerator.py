@@ -1,6 +1,5 @@
 """Which accelerator is used and why, and that the proof is not repeated for nothing."""
 
-# ruff: noqa: ASYNC240
 from __future__ import annotations
 
 import json

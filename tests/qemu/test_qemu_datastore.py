@@ -1,6 +1,5 @@
 """Image disks in a directory."""
 
-# ruff: noqa: ASYNC240
 from __future__ import annotations
 
 import errno

@@ -1,6 +1,6 @@
 """Finding, waiting for and ending processes, told apart from whoever got a recycled pid."""
 
-# ruff: noqa: ASYNC220, ASYNC240
+# ruff: noqa: ASYNC220
 from __future__ import annotations
 
 import asyncio
