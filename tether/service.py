@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from tether import container, usage
 from tether.channel import Channel
 from tether.container import Process, Streams
+from tether.journal import Piece
 from tether.launch import LaunchError
 from tether.loop import Loop
 from tether.process import resize
@@ -282,9 +283,7 @@ class Service:
             piece = process.journal.take()
             if piece is None:
                 break
-            output = tether_pb2.Output(offset=piece.offset, data=piece.data, time_unix_ns=piece.time_ns)
-            output.stream = tether_pb2.STREAM_STDERR if piece.stream == container.STDERR else tether_pb2.STREAM_STDOUT
-            session.send_data(follower.stream_id, tether_pb2.FollowResponse(output=output).SerializeToString())
+            session.send_data(follower.stream_id, _output(piece))
             self._channel.flush()
         if process.finished and process.journal.drained and not follower.exit_sent:
             follower.exit_sent = True
@@ -320,3 +319,12 @@ class Service:
                 if process.pid == pid and process.status is None:
                     process.oom_killed = self._sandbox.oom_killed()
                     self._streams.ended(process, status)
+
+
+def _output(piece: Piece) -> bytes:
+    """A piece as the message that carries it; filled in place, which copies the data once less."""
+    message = tether_pb2.FollowResponse()
+    output = message.output
+    output.offset, output.data, output.time_unix_ns = piece.offset, piece.data, piece.time_ns
+    output.stream = tether_pb2.STREAM_STDERR if piece.stream == container.STDERR else tether_pb2.STREAM_STDOUT
+    return message.SerializeToString()

@@ -16,6 +16,10 @@ MAX_CHUNK = 64 * 1024
 # An honest agent sends at most its journal (1 MiB) beyond what was acknowledged.
 _MAX_BUFFERED = 4 << 20
 
+# As the agent counts what a piece of output takes of its journal; told when a quarter of that is free again.
+_PIECE_COST = 256
+_ACKNOWLEDGE_COST = 256 * 1024
+
 Send = Callable[[bytes, bool], None]
 
 
@@ -29,6 +33,7 @@ class Follow:
         self.process_id = process_id
         self.offset = offset
         self._acknowledged = offset
+        self._unacknowledged_cost = 0
         self._exit_recorded = False
         self._exited = False
         self._closing = False
@@ -40,10 +45,15 @@ class Follow:
         self._detach = detach
 
     def acknowledge(self, offset: int, *, exit_recorded: bool = False) -> None:
-        """All below the offset is durable here, and with `exit_recorded` the exit too: the agent may forget it."""
+        """All below the offset is durable here, and with `exit_recorded` the exit too: the agent may forget it.
+
+        The agent is told now and then: each message costs the guest more than the output that it frees.
+        """
+        self._unacknowledged_cost += max(0, offset - self._acknowledged) + _PIECE_COST
         self._acknowledged = max(self._acknowledged, offset)
         self._exit_recorded = self._exit_recorded or exit_recorded
-        self._send_acknowledgement()
+        if exit_recorded or self._unacknowledged_cost >= _ACKNOWLEDGE_COST:
+            self._send_acknowledgement()
 
     async def aclose(self) -> None:
         """Ends the call; the agent keeps what was not acknowledged.
@@ -145,5 +155,6 @@ class Follow:
 
     def _send_acknowledgement(self) -> None:
         if self._send is not None:
+            self._unacknowledged_cost = 0
             request = tether_pb2.FollowRequest(offset=self._acknowledged, exit_recorded=self._exit_recorded)
             self._send(request.SerializeToString(), False)

@@ -48,7 +48,7 @@ def test_machine_is_known_by_its_name() -> None:
     assert value(build(), "-name") == f"guest=vch-{make_spec().id}"
 
 
-@pytest.mark.parametrize(("accelerator", "cpu"), [("tcg", "max,-la57"), ("kvm", "max")])
+@pytest.mark.parametrize(("accelerator", "cpu"), [("tcg", "max,-la57,-erms,-fsrm"), ("kvm", "max")])
 def test_accelerator_decides_the_cpu(accelerator: str, cpu: str) -> None:
     assert value(build(accelerator), "-accel") == accelerator
     assert value(build(accelerator), "-cpu") == cpu
