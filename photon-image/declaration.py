@@ -42,6 +42,7 @@ class Declaration:
     wheels: tuple[Wheel, ...]
     stdlib_exclude: tuple[str, ...]
     modules_load: tuple[str, ...]
+    modules_vsock: tuple[str, ...]
     modules_available: tuple[str, ...]
     directories: tuple[str, ...]
 
@@ -69,6 +70,7 @@ def _parse(data: dict[str, Any]) -> Declaration:
         wheels=tuple(Wheel(item["name"], tuple(item["files"])) for item in data["wheel"]),
         stdlib_exclude=tuple(data["stdlib"]["exclude"]),
         modules_load=tuple(data["modules"]["load"]),
+        modules_vsock=tuple(data["modules"]["vsock"]),
         modules_available=tuple(data["modules"]["available"]),
         directories=tuple(data["tree"]["directories"]),
     )

@@ -119,10 +119,12 @@ def _with_bytecode(files: dict[str, Entry], inputs: Inputs, compiler: Compiler) 
 
 
 def _kernel_modules(kernel: Kernel, declaration: Declaration) -> dict[str, Entry]:
-    load = kernel.load_order(declaration.modules_load)
-    everything = kernel.load_order((*declaration.modules_load, *declaration.modules_available))
-    lines = "".join(f"{kernel.module_path(name)}\n" for name in load)
-    entries = {"etc/modules.load": cpio.file(lines.encode())}
+    load, vsock = declaration.modules_load, declaration.modules_vsock
+    everything = kernel.load_order((*load, *vsock, *declaration.modules_available))
+    entries = {}
+    for kind, names in (("load", load), ("vsock", vsock)):
+        lines = "".join(f"{kernel.module_path(name)}\n" for name in kernel.load_order(names))
+        entries[f"etc/modules.{kind}"] = cpio.file(lines.encode())
     for name in everything:
         entries[f"lib/modules/{kernel.module_path(name)}"] = cpio.file(kernel.module_data(name))
     return entries

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from tether import linux
+from tether import linux, vsock
 from tether.loop import Loop
 from tether.sandbox import Sandbox
 from tether.service import Service
@@ -39,11 +40,15 @@ def _mount_base() -> None:
     linux.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0)
 
 
-def _load_modules() -> None:
-    base = Path("/lib/modules")
-    for line in Path("/etc/modules.load").read_text().splitlines():
-        if line and not line.startswith("#"):
-            linux.load_module(str(base / line))
+def _modules(kind: str) -> list[str]:
+    """Paths of the kernel modules for something, in the order in which they are loaded."""
+    lines = Path(f"/etc/modules.{kind}").read_text().splitlines()
+    return [f"/lib/modules/{line}" for line in lines if line]
+
+
+def _load_modules(paths: list[str]) -> None:
+    for path in paths:
+        linux.load_module(path)
 
 
 def _kernel_option(name: str, default: str) -> str:
@@ -54,13 +59,23 @@ def _kernel_option(name: str, default: str) -> str:
     return default
 
 
-def _open_channel() -> int:
+def _open_channel(loop: Loop, attach: Callable[[int], None]) -> None:
     kind = _kernel_option("vch.channel", "virtio")
     if kind == "virtio":
-        return _open_virtio()
-    if kind == "serial":
-        return os.open("/dev/ttyS1", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    raise SystemExit(f"unknown channel {kind!r}")
+        attach(_open_virtio())
+    elif kind == "vsock":
+        _listen_on_vsock(loop, attach)
+    elif kind == "serial":
+        attach(os.open("/dev/ttyS1", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    else:
+        raise SystemExit(f"unknown channel {kind!r}")
+
+
+def _listen_on_vsock(loop: Loop, attach: Callable[[int], None]) -> None:
+    family, *transports = _modules("vsock")
+    _load_modules([family])
+    vsock.serve(loop, vsock.listen(), attach)
+    _load_modules(transports)
 
 
 def _open_virtio() -> int:
@@ -80,7 +95,7 @@ def main() -> None:
     os.umask(0o022)
     _mount_base()
     Path("/proc/self/oom_score_adj").write_text("-1000")
-    _load_modules()
+    _load_modules(_modules("load"))
     loop = Loop()
     sandbox = Sandbox()
 
@@ -88,7 +103,8 @@ def main() -> None:
         sandbox.dispose()
         linux.power_off()
 
-    Service(loop, _open_channel(), sandbox, VERSION, power_off)
+    service = Service(loop, sandbox, VERSION, power_off)
+    _open_channel(loop, service.attach)
     sys.stderr.write("tether: listening\n")
     loop.run()
 

@@ -16,16 +16,24 @@ _COMFORTABLE = 256 * 1024
 class Channel:
     """Reads and writes the descriptor; `on_event` hears the session's events, `on_room` that more may be sent."""
 
-    def __init__(
-        self, loop: Loop, descriptor: int, on_event: Callable[[Event], None], on_room: Callable[[], None]
-    ) -> None:
-        os.set_blocking(descriptor, False)
+    def __init__(self, loop: Loop, on_event: Callable[[Event], None], on_room: Callable[[], None]) -> None:
         self.session = Session(Role.GUEST)
-        self._descriptor = descriptor
+        self._loop = loop
+        self._descriptor = -1
         self._on_event = on_event
         self._on_room = on_room
         self._pending = bytearray()
-        loop.watch(descriptor, self._ready, EDGE)
+
+    def attach(self, descriptor: int) -> None:
+        """Speaks over this descriptor from now on and closes the one before it; the host begins a new session there."""
+        if self._descriptor >= 0:
+            self._loop.forget(self._descriptor)
+            os.close(self._descriptor)
+            self._pending.clear()  # half a frame at best
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._loop.watch(descriptor, self._ready, EDGE)
+        self.flush()
 
     @property
     def has_room(self) -> bool:

@@ -53,11 +53,9 @@ class Follower:
 
 
 class Service:
-    """Answers the host over one channel."""
+    """Answers the host over one channel, which `attach` gives a descriptor."""
 
-    def __init__(
-        self, loop: Loop, descriptor: int, sandbox: Sandbox, version: str, power_off: Callable[[], None]
-    ) -> None:
+    def __init__(self, loop: Loop, sandbox: Sandbox, version: str, power_off: Callable[[], None]) -> None:
         self._loop = loop
         self._sandbox = sandbox
         self._version = version
@@ -86,8 +84,8 @@ class Service:
             "PowerOff": (tether_pb2.PowerOffRequest, self._shut_down),
         }
         loop.watch_children(self._reap)
-        self._channel = Channel(loop, descriptor, self._on_event, self._on_room)
-        self._channel.flush()
+        self._channel = Channel(loop, self._on_event, self._on_room)
+        self.attach = self._channel.attach
 
     # --- events of the session
 
