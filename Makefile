@@ -6,8 +6,12 @@ STAMP := $(VENV)/setup.stamp
 PREFIX ?= $(shell [ $$(id -u) = 0 ] && echo /usr/local || echo $(HOME)/.local)
 GUEST_IMAGE := build/photon-image
 BUSYBOX := build/images/busybox.tar
+TOOLS := build/tools
 # The demonstration VCH of `make run`.
 RUN_STATE := build/run
+
+# What the tests and the benchmark drive a VCH with, where the machine does not bring it.
+export PATH := $(PATH):$(CURDIR)/$(TOOLS)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup proto image run stop test test-fast lint fmt bench install clean
@@ -30,13 +34,17 @@ image: setup ## build the guest image (kernel and initramfs) into build/photon-i
 $(BUSYBOX): scripts/busybox_image.py scripts/image_archive.py | $(STAMP)
 	@$(PYTHON) scripts/busybox_image.py --output $@
 
+$(TOOLS)/made: scripts/test_tools.py | $(STAMP)
+	@$(PYTHON) scripts/test_tools.py
+	@touch $@
+
 run: image $(BUSYBOX) ## bring up a VCH on QEMU and run a first container in it
 	@$(PYTHON) scripts/first_run.py --state-dir $(RUN_STATE) --guest-image $(GUEST_IMAGE) --image $(BUSYBOX)
 
 stop: ## end the VCH of `make run` together with its containers
 	@[ ! -d $(RUN_STATE) ] || [ ! -x $(VENV)/bin/vch ] || $(VENV)/bin/vch down --force --state-dir $(RUN_STATE)
 
-test: image $(BUSYBOX) ## run every test, real virtual machines included
+test: image $(BUSYBOX) $(TOOLS)/made ## run every test, real virtual machines included
 	@$(VENV)/bin/pytest -q -m "not vm and not slow"
 	@$(VENV)/bin/pytest -q -m "vm or slow"
 
@@ -50,7 +58,7 @@ fmt: setup ## format the sources and mend what the linter can
 	@$(VENV)/bin/ruff check --quiet --fix .
 	@$(VENV)/bin/ruff format --quiet .
 
-bench: image $(BUSYBOX) ## measure, next to dockerd where it is installed
+bench: image $(BUSYBOX) $(TOOLS)/made ## measure, next to dockerd where it is installed
 	@$(PYTHON) -m bench --guest-image $(GUEST_IMAGE) --image $(BUSYBOX)
 
 install: image ## put the programs on PATH (PREFIX=/usr/local, or ~/.local for a user)

@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from portlayer import identity
 from portlayer.config import Settings
@@ -25,43 +23,19 @@ from portlayer.services import network
 from portlayer.services.events import EventsServicer
 from portlayer.services.execution import ExecutionServicer
 from portlayer.services.interaction import InteractionServicer
+from portlayer.services.registration import register
 from portlayer.services.storage import StorageServicer
 from portlayer.services.system import SystemServicer
 from portlayer.storage import ImageStore
-from portlayer.v1 import (
-    events_pb2,
-    events_pb2_grpc,
-    execution_pb2,
-    execution_pb2_grpc,
-    interaction_pb2,
-    interaction_pb2_grpc,
-    network_pb2,
-    network_pb2_grpc,
-    storage_pb2,
-    storage_pb2_grpc,
-    system_pb2,
-    system_pb2_grpc,
-)
 
 MAX_MESSAGE_BYTES = 8 << 20
 _UNIX = "unix://"
 # Calls under way have this long to end when the server does.
 _GRACE_S = 2.0
-_OPTIONS = (
+OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
-)
-_SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (execution_pb2, "ExecutionService"),
-        (interaction_pb2, "InteractionService"),
-        (storage_pb2, "StorageService"),
-        (network_pb2, "NetworkService"),
-        (events_pb2, "EventsService"),
-        (system_pb2, "SystemService"),
-    )
 )
 
 
@@ -94,38 +68,20 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
             await store.open()
             await manager.open()
             stack.push_async_callback(manager.close)
-            server = grpc.aio.server(options=_OPTIONS)
-            health_servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
-            _register(server, health_servicer, settings, who, events, driver, store, manager)
+            server = grpc.aio.server(options=OPTIONS)
+            servicers = (
+                ExecutionServicer(manager),
+                InteractionServicer(manager),
+                StorageServicer(store, manager.using_image, events.emit),
+                network.NetworkServicer(who.id, who.created_unix_ns),
+                EventsServicer(events),
+                SystemServicer(who, settings, driver, manager, lambda: len(store.list())),
+            )
+            await register(server, servicers)
             _listen(server, settings.grpc)
             await server.start()
             stack.push_async_callback(_stop, server, settings.grpc)
-            for service in ("", *_SERVICES):
-                await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
             yield
-
-
-def _register(
-    server: grpc.aio.Server,
-    health_servicer: health_pb2_grpc.HealthServicer,
-    settings: Settings,
-    who: identity.Identity,
-    events: EventHub,
-    driver: QemuDriver,
-    store: ImageStore,
-    manager: Manager,
-) -> None:
-    execution_pb2_grpc.add_ExecutionServiceServicer_to_server(ExecutionServicer(manager), server)
-    interaction_pb2_grpc.add_InteractionServiceServicer_to_server(InteractionServicer(manager), server)
-    storage = StorageServicer(store, manager.using_image, events.emit)
-    storage_pb2_grpc.add_StorageServiceServicer_to_server(storage, server)
-    networks = network.NetworkServicer(who.id, who.created_unix_ns)
-    network_pb2_grpc.add_NetworkServiceServicer_to_server(networks, server)
-    events_pb2_grpc.add_EventsServiceServicer_to_server(EventsServicer(events), server)
-    system = SystemServicer(who, settings, driver, manager, lambda: len(store.list()))
-    system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from portlayer.services.status import grpc_errors
 from portlayer.v1 import interaction_pb2 as pb
 from portlayer.v1 import interaction_pb2_grpc
 
-MAX_INPUT_BYTES = 1 << 20
 STDOUT, STDERR = 1, 2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -150,7 +149,7 @@ def _feed(
     async def feed() -> None:
         async for request in requests:
             if request.stdin:
-                await write(request.stdin[:MAX_INPUT_BYTES])
+                await write(request.stdin)
             if request.close_stdin:
                 await close()
                 return

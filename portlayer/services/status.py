@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import status_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from portlayer.errors import LaunchError, PortLayerError
+from portlayer.errors import LaunchError, PortLayerError, UnavailableError
 from portlayer.v1 import execution_pb2
 
 _MAX_MESSAGE = 4096
+_DOMAIN = "portlayer.v1"
+# When something does not answer, trying again sooner than this is not worth it.
+_RETRY_S = 1
 _log = logging.getLogger(__name__)
 
 
@@ -34,11 +39,23 @@ async def grpc_errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncItera
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: PortLayerError) -> None:
-    message = str(error)[:_MAX_MESSAGE]
-    if not isinstance(error, LaunchError):
-        await context.abort(error.code, message)
-    detail = any_pb2.Any()
-    detail.Pack(execution_pb2.LaunchFailed(exit_code=error.exit_code, errno=error.errno, step=error.step))
-    status = status_pb2.Status(code=error.code.value[0], message=message, details=[detail])
+    status = status_pb2.Status(code=error.code.value[0], message=str(error)[:_MAX_MESSAGE])
+    for detail in _details(error):
+        status.details.add().Pack(detail)
     whole = rpc_status.to_status(status)
     await context.abort(whole.code, whole.details, whole.trailing_metadata)
+
+
+def _details(error: PortLayerError) -> list[Message]:
+    """For programs: which error of the tree it is, and what is special to a failed launch."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=_reason(type(error)), domain=_DOMAIN)]
+    if isinstance(error, LaunchError):
+        details.append(execution_pb2.LaunchFailed(exit_code=error.exit_code, errno=error.errno, step=error.step))
+    if isinstance(error, UnavailableError):
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=_RETRY_S)))
+    return details
+
+
+def _reason(kind: type[PortLayerError]) -> str:
+    """AlreadyExistsError becomes ALREADY_EXISTS, as google.rpc.ErrorInfo asks for."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Error")).upper()

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GUEST_IMAGE = ROOT / "build/photon-image"
 BUSYBOX = ROOT / "build/images/busybox.tar"
 VCH = Path(sys.executable).parent / "vch"
+# Programs that the machine does not bring (see scripts/test_tools.py).
+os.environ["PATH"] += f"{os.pathsep}{ROOT / 'build/tools/bin'}"
 CALL_TIMEOUT_S = 120
 
 
@@ -137,7 +139,7 @@ def docker(environment: dict[str, str]) -> Docker:
     """Runs the docker CLI; skips on machines without."""
     program = shutil.which("docker")
     if program is None:
-        pytest.skip("no docker CLI on this machine")
+        pytest.skip("no docker CLI on this machine: `make test` brings it")
 
     def run(command: str, *more: str, input: str = "", code: int | None = 0) -> Done:
         """`command` is split at blanks, `more` is passed as it is."""
