@@ -45,11 +45,11 @@ stop: ## end the VCH of `make run` together with its containers
 	@[ ! -d $(RUN_STATE) ] || [ ! -x $(VENV)/bin/vch ] || $(VENV)/bin/vch down --force --state-dir $(RUN_STATE)
 
 test: image $(BUSYBOX) $(TOOLS)/made ## run every test, real virtual machines included
-	@$(VENV)/bin/pytest -q -m "not vm and not slow"
+	@$(VENV)/bin/pytest -q -n auto -m "not vm and not slow"
 	@$(VENV)/bin/pytest -q -m "vm or slow"
 
 test-fast: setup ## run the tests that need no virtual machine
-	@$(VENV)/bin/pytest -q -m "not vm and not slow"
+	@$(VENV)/bin/pytest -q -n auto -m "not vm and not slow"
 
 lint: setup ## check style, types and protos (part of the tests too)
 	@$(VENV)/bin/pytest -q tests/repo

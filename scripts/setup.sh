@@ -9,7 +9,7 @@ if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (
   exit 1
 fi
 
-packages=(qemu-system-x86 squashfs-tools e2fsprogs debootstrap)
+packages=(qemu-system-x86 squashfs-tools e2fsprogs debootstrap cpio)
 # Debian's Python cannot make environments without a package of its own.
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=("$(basename "$python")-venv")
 missing=()
