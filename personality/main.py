@@ -90,7 +90,10 @@ def main(
 ) -> None:
     """Docker's API in front of a port layer."""
     logging.basicConfig(
-        stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        stream=sys.stderr,
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
     )
     # At debug, grpc tells of each event loop it meets.
     logging.getLogger("grpc").setLevel(logging.INFO)

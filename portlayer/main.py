@@ -52,7 +52,12 @@ def main(
     ready_fd: int | None,
 ) -> None:
     """Serve the port layer's gRPC API."""
-    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
     settings = config.Settings(
         state_dir=state_dir.absolute(),
         grpc=address,

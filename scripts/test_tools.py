@@ -76,13 +76,13 @@ def ensure_grpcurl() -> None:
 
 
 def _go() -> Path:
-    if go := shutil.which("go"):
-        return Path(go)
+    if installed := shutil.which("go"):
+        return Path(installed)
     directory = TOOLS / "go"
     go = directory / "go" / "bin" / "go"
     if not go.exists():
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", directory]
-        subprocess.run([*pip, _GO_PACKAGE], check=True, capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--target", str(directory), _GO_PACKAGE], check=True, capture_output=True, text=True)
     return go
 
 

@@ -19,9 +19,10 @@ BIN = Path(sys.executable).parent
         ("ruff", "check", "--quiet", "."),
         ("ruff", "format", "--check", "--quiet", "."),
         ("mypy", "--no-error-summary"),
+        ("mypy", "--no-error-summary", "scripts", "photon-image", "proto"),
         ("buf", "lint", "proto"),
     ],
-    ids=lambda command: "-".join(command[:2]),
+    ids=lambda command: "-".join(command[:3]),
 )
 def test_linter_is_content(command: tuple[str, ...]) -> None:
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
