@@ -11,6 +11,7 @@ from personality.errors import DockerError
 NEVER = "0001-01-01T00:00:00Z"
 
 _SECOND_NS = 1_000_000_000
+_LAST_NS = (1 << 63) - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _UNIT_NS = {
@@ -41,20 +42,25 @@ def rfc3339(time_ns: int) -> str:
 
 def parse_time(text: str, parameter: str) -> int:
     """A moment as Docker's clients name it: seconds since 1970 ("1629574695.515"), a date ("2022-02-04T21:20:12Z", less
-    its tail; without a zone, the host's), or a duration before now ("1h30m").
+    its tail; without a zone, the host's), or a duration before now ("1h30m"). What 64 bits cannot hold (after 2262) is
+    the last moment that they can.
 
     Raises DockerError 400, naming the query's `parameter`.
     """
     try:
         if match := _UNIX.fullmatch(text):
-            return int(match[1]) * _SECOND_NS + _fraction_ns(match[2])
+            return _within_64_bits(int(match[1]) * _SECOND_NS + _fraction_ns(match[2]))
         if _DURATION.fullmatch(text):
-            return time.time_ns() - _duration_ns(text)
+            return _within_64_bits(time.time_ns() - _duration_ns(text))
         if match := _DATE.fullmatch(text):
-            return _date_ns(match)
+            return _within_64_bits(_date_ns(match))
     except (ValueError, OverflowError):
         pass
     raise DockerError(400, f'invalid value "{text}" for "{parameter}": neither a timestamp, nor a date, nor a duration')
+
+
+def _within_64_bits(time_ns: int) -> int:
+    return max(-_LAST_NS, min(time_ns, _LAST_NS))
 
 
 def _fraction_ns(digits: str | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 from personality.api.containers import get_container
@@ -13,6 +14,9 @@ from personality.http.messages import Hijack, Request, Response, Stream
 from personality.http.router import Route
 from personality.times import parse_time
 from portlayer.v1 import interaction_pb2 as pb
+
+# More lines than any log has are all of them.
+_LINES = re.compile(r"\d{1,18}", re.ASCII)
 
 
 async def attach(request: Request, backend: Backend) -> Response:
@@ -75,7 +79,7 @@ async def logs(request: Request, backend: Backend) -> Response:
 
 def _tail(text: str) -> int | None:
     """Number of lines; None for all of them."""
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if _LINES.fullmatch(text) else None
 
 
 def _moment(text: str, name: str) -> int:

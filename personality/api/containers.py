@@ -18,12 +18,13 @@ from personality.http.router import Route
 from personality.times import parse_time
 from personality.translate import describe, processes, selection
 from personality.translate.bodies import ContainerBody
-from personality.translate.create import container_spec, decode_body
+from personality.translate.create import container_spec
 from personality.translate.signals import parse_signal
 from portlayer.v1 import execution_pb2 as pb
 from portlayer.v1 import storage_pb2, types_pb2
 
 _SIGKILL = 9
+_MAX_TIMEOUT_S = (1 << 31) - 1
 _CONDITIONS = {
     "": pb.WaitContainerRequest.CONDITION_NOT_RUNNING,
     "not-running": pb.WaitContainerRequest.CONDITION_NOT_RUNNING,
@@ -45,11 +46,10 @@ async def get_container(backend: Backend, name: str, *, size: bool = False) -> p
 
 
 async def create(request: Request, backend: Backend) -> Response:
-    raw = await request.decode(dict[str, Any])
-    body = decode_body(raw)
+    body = await request.decode(ContainerBody)
     if body.entrypoint == [] and not body.cmd:
         await _take_image_command(body, backend)
-    spec, warnings = container_spec(body, raw)
+    spec, warnings = container_spec(body)
     # One id for this request: if the answer is lost between us and the port layer, nothing is made twice.
     made = await backend.execution.CreateContainer(
         pb.CreateContainerRequest(request_id=uuid.uuid4().hex, name=request.query.get("name"), spec=spec)
@@ -71,24 +71,43 @@ async def list_containers(request: Request, backend: Backend) -> Response:
     listed = (await backend.execution.ListContainers(pb.ListContainersRequest())).containers
     limit = request.query.integer("limit")
     chosen = selection.select(list(listed), filters, all_=request.query.flag("all"), limit=limit)
-    summaries = [describe.summary(one) for one in chosen]
-    if request.query.flag("size"):
-        for entry in summaries:
-            entry.update(await _sizes(backend, entry["Id"]))
+    if not request.query.flag("size"):
+        return Reply(body=[describe.summary(one) for one in chosen])
+    summaries = []
+    for one in chosen:
+        try:
+            summaries.append(describe.summary(one) | await _sizes(backend, one))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            # Removed meanwhile: no longer part of the list.
     return Reply(body=summaries)
 
 
-async def _sizes(backend: Backend, name: str) -> dict[str, int]:
-    found = await get_container(backend, name, size=True)
-    image = await backend.storage.GetImage(storage_pb2.GetImageRequest(name=found.container.image_id))
-    return {"SizeRw": found.size_rw_bytes, "SizeRootFs": found.size_rw_bytes + image.image.size_bytes}
+async def _sizes(backend: Backend, container: types_pb2.Container) -> dict[str, int]:
+    found = await get_container(backend, container.id, size=True)
+    return {
+        "SizeRw": found.size_rw_bytes,
+        "SizeRootFs": found.size_rw_bytes + await _image_bytes(backend, container.image_id),
+    }
+
+
+async def _image_bytes(backend: Backend, image_id: str) -> int:
+    """0 for an image that was removed by force."""
+    try:
+        found = await backend.storage.GetImage(storage_pb2.GetImageRequest(name=image_id))
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return 0
+        raise
+    return int(found.image.size_bytes)
 
 
 async def inspect(request: Request, backend: Backend) -> Response:
     found = await get_container(backend, request.params["name"])
     described = describe.inspect(found.container)
     if request.query.flag("size"):
-        described.update(await _sizes(backend, found.container.id))
+        described.update(await _sizes(backend, found.container))
     return Reply(body=described)
 
 
@@ -106,7 +125,8 @@ async def start(request: Request, backend: Backend) -> Response:
 
 
 def _timeout_s(request: Request) -> int | None:
-    return request.query.integer("t") if request.query.get("t") else None
+    """None: the container's own; every negative one is for ever."""
+    return min(max(-1, request.query.integer("t")), _MAX_TIMEOUT_S) if request.query.get("t") else None
 
 
 def _signal(request: Request) -> int:

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from personality.api.containers import get_container, window
-from personality.api.streams import STDOUT, Pump, content_type, frame, open_call
+from personality.api.streams import STDERR, STDOUT, Pump, content_type, frame, open_call
 from personality.backend import Backend
 from personality.detach import DetachScanner, parse_keys
 from personality.errors import DockerError
@@ -71,7 +71,7 @@ async def start(request: Request, backend: Backend) -> Response:
         return Hijack(_failure(error, terminal=terminal), content_type(request, terminal=terminal))
     keys = _said(process).get("DetachKeys", "")
     detach = DetachScanner(parse_keys(str(keys))) if terminal and process.spec.attach_stdin else None
-    pump = Pump(call, pb.AttachExecRequest, terminal=terminal, detach=detach)
+    pump = Pump(call, pb.AttachExecRequest, terminal=terminal, detach=detach, streams=_attached(process))
     return Hijack(pump.run, content_type(request, terminal=terminal))
 
 
@@ -120,6 +120,13 @@ def _said(process: ex.Exec) -> dict[str, object]:
     except ValueError:
         return {}
     return decoded if isinstance(decoded, dict) else {}
+
+
+def _attached(process: ex.Exec) -> frozenset[int]:
+    """The streams that its maker wants; both, when that was another front-end."""
+    said = _said(process)
+    wanted = ((STDOUT, said.get("AttachStdout", True)), (STDERR, said.get("AttachStderr", True)))
+    return frozenset(stream for stream, attached in wanted if attached)
 
 
 async def resize(request: Request, backend: Backend) -> Response:

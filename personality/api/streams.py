@@ -49,13 +49,25 @@ async def open_call(stub: Any, first: Any) -> Any:
 
 
 class Pump:
-    """Joins a connection to an Attach or AttachExec call; `run` returns when the process or the client has ended it."""
+    """Joins a connection to an Attach or AttachExec call; `run` returns when the process or the client has ended it.
 
-    def __init__(self, call: Any, message: type[Any], *, terminal: bool, detach: DetachScanner | None) -> None:
+    Of what the call gives, only `streams` reach the client.
+    """
+
+    def __init__(
+        self,
+        call: Any,
+        message: type[Any],
+        *,
+        terminal: bool,
+        detach: DetachScanner | None,
+        streams: frozenset[int] = frozenset({STDOUT, STDERR}),
+    ) -> None:
         self._call = call
         self._message = message
         self._terminal = terminal
         self._detach = detach
+        self._streams = streams
 
     async def run(self, connection: Connection) -> None:
         """Both directions at once. A client's half-close ends stdin, its going ends the call."""
@@ -91,7 +103,8 @@ class Pump:
             while (response := await self._call.read()) is not END:
                 if response.HasField("output"):
                     output = response.output
-                    await connection.write(output.data if self._terminal else frame(output.stream, output.data))
+                    if output.stream in self._streams:
+                        await connection.write(output.data if self._terminal else frame(output.stream, output.data))
                 elif response.HasField("exited"):
                     break
         except grpc.aio.AioRpcError as error:

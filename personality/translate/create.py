@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import msgspec
 
 from personality.errors import DockerError, NotServed
-from personality.translate.bodies import ContainerBody, HostConfig, Mount
+from personality.translate.bodies import ContainerBody, HostConfig, Mount, NetworkingConfig
 from personality.translate.signals import parse_signal
 from portlayer.v1 import types_pb2
 
 FRONTEND = "docker"
 _MAX_FRONTEND_BYTES = 60 << 10
+_MAX_TIMEOUT_S = (1 << 31) - 1
+_MAX_UINT64 = (1 << 64) - 1
 _LOOPBACK_MODES = frozenset({"", "default", "bridge", "none"})
 _LOG_DRIVERS = frozenset({"", "json-file", "local", "none"})
 _RUNTIMES = frozenset({"", "qemu", "runc", "io.containerd.runc.v2"})
-_SIZE = re.compile(r"(\d+)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)i?b?", re.IGNORECASE | re.ASCII)
+_COUNT = re.compile(r"\d{1,18}", re.ASCII)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _NO_PORTS = "publishing ports is not served yet: a container's network is its loopback so far"
+_NO_ADDRESSES = "choosing addresses is not served yet: a container's network is its loopback so far"
 _NO_VOLUMES = "volumes and bind mounts are not served yet: put the data into an image, or send it by docker exec"
 
+# What shares a kernel among containers, and Windows' own.
+_NO_EFFECT = (
+    *("CpuShares", "CpusetCpus", "CpusetMems", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpuCount", "CpuPercent"),
+    *("KernelMemory", "KernelMemoryTCP", "MemoryReservation", "MemorySwap", "MemorySwappiness", "OomKillDisable"),
+    *("CgroupParent", "BlkioWeight", "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps"),
+    *("BlkioDeviceReadIOps", "BlkioDeviceWriteIOps", "IOMaximumIOps", "IOMaximumBandwidth", "DeviceCgroupRules"),
+)
+_NOT_ASKED: tuple[object, ...] = (None, False, 0, -1, "", [])
+_KEPT = ("AttachStdin", "AttachStdout", "AttachStderr", "Volumes", "ExposedPorts", "Healthcheck", "HostConfig")
 
-def decode_body(raw: dict[str, Any]) -> ContainerBody:
-    """The body with checked types. Raises DockerError 400."""
-    try:
-        return msgspec.convert(raw, ContainerBody)
-    except msgspec.ValidationError as error:
-        raise DockerError(400, f"invalid JSON: {error}") from error
 
-
-def container_spec(body: ContainerBody, raw: dict[str, Any]) -> tuple[types_pb2.ContainerSpec, list[str]]:
+def container_spec(body: ContainerBody) -> tuple[types_pb2.ContainerSpec, list[str]]:
     """The specification, and warnings for the client. Raises DockerError for what cannot be had."""
     host = body.host_config or HostConfig()
     if not body.image:
@@ -58,10 +63,10 @@ def container_spec(body: ContainerBody, raw: dict[str, Any]) -> tuple[types_pb2.
         sysctls=host.sysctls or {},
         auto_remove=bool(host.auto_remove),
         log=_log(host),
-        frontend_data={FRONTEND: _frontend_data(raw)},
+        frontend_data={FRONTEND: _frontend_data(body)},
     )
     if body.stop_timeout is not None:
-        spec.stop_timeout_s = max(0, body.stop_timeout)
+        spec.stop_timeout_s = min(max(0, body.stop_timeout), _MAX_TIMEOUT_S)
     return spec, _warnings(body, host)
 
 
@@ -96,8 +101,9 @@ def _strings(value: str | list[str] | None) -> list[str] | None:
 
 def _resources(host: HostConfig) -> types_pb2.Resources:
     nano_cpus = _positive("NanoCpus", host.nano_cpus)
+    period = _positive("CpuPeriod", host.cpu_period) or 100_000
     if not nano_cpus and host.cpu_quota and host.cpu_quota > 0:
-        nano_cpus = host.cpu_quota * 1_000_000_000 // (host.cpu_period or 100_000)
+        nano_cpus = min(host.cpu_quota * 1_000_000_000 // period, _MAX_UINT64)
     size = (host.storage_opt or {}).get("size", "")
     return types_pb2.Resources(
         memory_bytes=_positive("Memory", host.memory),
@@ -108,7 +114,7 @@ def _resources(host: HostConfig) -> types_pb2.Resources:
 
 
 def _positive(name: str, value: int | None) -> int:
-    if value is not None and not 0 <= value < 1 << 63:
+    if value is not None and value < 0:
         raise DockerError(400, f"invalid {name}: {value}")
     return value or 0
 
@@ -149,7 +155,7 @@ def _log(host: HostConfig) -> types_pb2.LogConfig:
     if unknown:
         raise DockerError(400, f"unknown log opt '{sorted(unknown)[0]}' for {kind or 'json-file'} log driver")
     files = options.get("max-file", "0")
-    if not files.isdigit():
+    if not _COUNT.fullmatch(files):
         raise DockerError(400, f"invalid max-file: {files}")
     return types_pb2.LogConfig(
         max_file_bytes=_size(options["max-size"]) if options.get("max-size", "-1") != "-1" else 0,
@@ -162,7 +168,7 @@ def _size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise DockerError(400, f"invalid size: '{text}'")
-    return int(match[1]) * _UNITS[match[2].lower()]
+    return min(int(match[1]) * _UNITS[match[2].lower()], _MAX_UINT64)
 
 
 def _no_new_privileges(host: HostConfig) -> bool:
@@ -186,6 +192,13 @@ def _refuse(body: ContainerBody, host: HostConfig) -> None:
     volumes = [mount for mount in host.mounts or () if mount.type != "tmpfs"]
     if host.binds or host.volumes_from or body.volumes or volumes:
         raise NotServed(_NO_VOLUMES)
+    for name, endpoint in ((body.networking_config or NetworkingConfig()).endpoints_config or {}).items():
+        if name not in _LOOPBACK_MODES:
+            raise DockerError(400, f"network {name} cannot be joined: a container's network is its loopback so far")
+        if endpoint and (endpoint.mac_address or any((endpoint.ipam_config or {}).values())):
+            raise NotServed(_NO_ADDRESSES)
+    if body.mac_address:
+        raise NotServed(_NO_ADDRESSES)
     if host.links:
         raise NotServed("links are not served: a container's network is its loopback so far")
     if host.restart_policy and (host.restart_policy.name or "no") != "no":
@@ -202,24 +215,29 @@ def _refuse(body: ContainerBody, host: HostConfig) -> None:
 
 
 def _warnings(body: ContainerBody, host: HostConfig) -> list[str]:
-    ignored = {
-        "CpusetCpus": host.cpuset_cpus,
-        "CpusetMems": host.cpuset_mems,
-        "BlkioWeight": host.blkio_weight,
-        "OomKillDisable": host.oom_kill_disable,
-    }
-    warnings = [f"{name} has no effect: the container is a VM of its own" for name, value in ignored.items() if value]
-    if body.healthcheck and body.healthcheck.get("Test") not in (None, [], ["NONE"]):
+    given = msgspec.to_builtins(host)
+    warnings = [
+        f"{name} has no effect: the container is a VM of its own"
+        for name in _NO_EFFECT
+        if given[name] not in _NOT_ASKED
+    ]
+    if body.healthcheck and body.healthcheck.test not in (None, [], ["NONE"]):
         warnings.append("health checks are kept but not run yet")
     return warnings
 
 
-def _frontend_data(raw: dict[str, Any]) -> bytes:
+def _frontend_data(body: ContainerBody) -> bytes:
     """What the client said and the port layer has no place for, so that inspect can give it back."""
-    kept = {
-        key: value for key, value in raw.items() if key not in ("Env", "Labels") and value not in (None, "", [], {})
-    }
-    data = json.dumps(kept, separators=(",", ":")).encode()
+    given = msgspec.to_builtins(body)
+    kept = {name: _without_nulls(given[name]) for name in _KEPT if given[name] is not None}
+    data = msgspec.json.encode(kept)
     if len(data) > _MAX_FRONTEND_BYTES:
         raise DockerError(400, f"the container's configuration is larger than {_MAX_FRONTEND_BYTES >> 10} KiB")
     return data
+
+
+def _without_nulls(value: Any) -> Any:
+    """What was not given, or given as nothing, is left to inspect's defaults."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
