@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from personality.api.filters import match_labels
+from personality.api.images import image_for_platform
 from personality.backend import Backend
 from personality.errors import DockerError
 from personality.http.messages import Reply, Request, Response, Stream
@@ -47,6 +48,8 @@ async def get_container(backend: Backend, name: str, *, size: bool = False) -> p
 
 async def create(request: Request, backend: Backend) -> Response:
     body = await request.decode(ContainerBody)
+    if platform := request.query.get("platform"):
+        await image_for_platform(backend, body.image or "", platform)
     if body.entrypoint == [] and not body.cmd:
         await _take_image_command(body, backend)
     spec, warnings = container_spec(body)

@@ -21,7 +21,7 @@ def truth(filters: Mapping[str, list[str]], name: str) -> bool | None:
         return True
     if words <= _FALSE:
         return False
-    raise DockerError(400, f"invalid filter '{name}={values}'")
+    raise DockerError(400, f"invalid filter '{name}=[{' '.join(values)}]'")
 
 
 def match_labels(wanted: Iterable[str], labels: Mapping[str, str]) -> bool:

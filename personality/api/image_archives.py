@@ -7,18 +7,24 @@ from collections.abc import AsyncIterator
 import grpc.aio
 import msgspec
 
-from personality.api.images import join_reference
+from personality.api.images import image_for_platform, join_reference
+from personality.api.platforms import parse_platform
 from personality.api.uploads import feeding, pieces
 from personality.backend import Backend
 from personality.errors import DockerError, NotServed, from_rpc
 from personality.http.messages import Reply, Request, Response, Stream
 from personality.http.router import Route
-from portlayer.v1 import storage_pb2
+from portlayer.v1 import storage_pb2, system_pb2
 
 _TAR = "application/x-tar"
 
 
 async def load_images(request: Request, backend: Backend) -> Stream:
+    wanted = parse_platform(request.query.get("platform"))
+    if wanted is not None:
+        info = await backend.system.GetInfo(system_pb2.GetInfoRequest())
+        if wanted != parse_platform(f"linux/{info.architecture}"):
+            raise NotServed(f"choosing {wanted} from an archive is not served: docker load it without --platform")
     return Stream(_load(request, backend, quiet=request.query.flag("quiet")))
 
 
@@ -79,13 +85,20 @@ async def _import_requests(
 
 
 async def save_image(request: Request, backend: Backend) -> Stream:
-    return Stream(_save(backend, [request.params["name"]]), content_type=_TAR)
+    return await _saved(request, backend, [request.params["name"]])
 
 
 async def save_images(request: Request, backend: Backend) -> Stream:
     names = request.query.all("names")
     if not names:
         raise DockerError(400, "no image is named: give names=...")
+    return await _saved(request, backend, names)
+
+
+async def _saved(request: Request, backend: Backend, names: list[str]) -> Stream:
+    if platform := request.query.get("platform"):
+        for name in names:
+            await image_for_platform(backend, name, platform)
     return Stream(_save(backend, names), content_type=_TAR)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from personality.api.filters import glob, match_labels, truth
+from personality.api.platforms import parse_platform, provides
 from personality.backend import Backend
 from personality.errors import DockerError
 from personality.http.messages import Reply, Request
@@ -113,9 +114,23 @@ def _config(image: types_pb2.Image) -> tuple[dict[str, Any], dict[str, Any]]:
     return document, running if isinstance(running, dict) else {}
 
 
+async def image_for_platform(backend: Backend, name: str, platform: str) -> types_pb2.Image:
+    """The image, if it is for the platform that a client asks for. Raises DockerError 404, or AioRpcError."""
+    image = (await backend.storage.GetImage(storage_pb2.GetImageRequest(name=name))).image
+    wanted = parse_platform(platform)
+    if wanted is not None and not provides(image, str(_config(image)[0].get("variant") or ""), wanted):
+        own = f"{image.os}/{image.architecture}"
+        raise DockerError(
+            404,
+            f"image with reference {name} was found but its platform ({own}) does not match the specified platform "
+            f"({wanted})",
+        )
+    return image
+
+
 async def inspect_image(request: Request, backend: Backend) -> Reply:
-    response = await backend.storage.GetImage(storage_pb2.GetImageRequest(name=request.params["name"]))
-    return Reply(body=image_inspect(response.image, request.api_version))
+    image = await image_for_platform(backend, request.params["name"], request.query.get("platform"))
+    return Reply(body=image_inspect(image, request.api_version))
 
 
 def image_inspect(image: types_pb2.Image, version: Version) -> dict[str, Any]:
@@ -149,6 +164,8 @@ def image_inspect(image: types_pb2.Image, version: Version) -> dict[str, Any]:
 
 
 async def image_history(request: Request, backend: Backend) -> Reply:
+    if platform := request.query.get("platform"):
+        await image_for_platform(backend, request.params["name"], platform)
     response = await backend.storage.GetHistory(storage_pb2.GetHistoryRequest(name=request.params["name"]))
     return Reply(
         body=[

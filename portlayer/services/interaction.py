@@ -82,11 +82,13 @@ async def _attach(
             await container.stdin_close()
 
     feeder = _feed(requests, container.stdin_write, close_stdin) if open_.stdin and open_.stream else None
+    left = True
     try:
         yield pb.AttachResponse(attached=pb.Attached())
         async for chunk in _output(container, open_, streams, subscription):
             if chunk.stream in streams:
                 yield _response(chunk)
+        left = False
     finally:
         if subscription is not None:
             subscription.close()
@@ -96,7 +98,8 @@ async def _attach(
                 await feeder
             if container.live:
                 await close_stdin()
-        container.emit("detach")
+        if left:  # and was not left by the run's end: docker run takes this event for the end of its own business
+            container.emit("detach")
 
 
 async def _output(
