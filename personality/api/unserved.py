@@ -37,7 +37,6 @@ _NOT_SERVED = {
         ("GET", "/plugins/privileges"),
         ("POST", "/plugins/pull"),
         ("POST", "/plugins/create"),
-        ("GET", "/plugins/{name:.+}/json"),
         ("POST", "/plugins/{name:.+}/enable"),
         ("POST", "/plugins/{name:.+}/disable"),
         ("POST", "/plugins/{name:.+}/upgrade"),
@@ -62,6 +61,11 @@ async def not_a_manager(request: Request, backend: Backend) -> Response:
     raise DockerError(503, _NOT_A_MANAGER)
 
 
+async def no_such_plugin(request: Request, backend: Backend) -> Response:
+    # Not 501: docker inspect looks for a name among containers, images, networks, ... and plugins.
+    raise DockerError(404, f'plugin "{request.params["name"]}" not found')
+
+
 async def list_plugins(request: Request, backend: Backend) -> Reply:
     return Reply(body=[])
 
@@ -72,6 +76,7 @@ async def prune_build_cache(request: Request, backend: Backend) -> Reply:
 
 ROUTES = [
     Route("GET", "/plugins", list_plugins),
+    Route("GET", "/plugins/{name:.+}/json", no_such_plugin),
     Route("POST", "/build/prune", prune_build_cache),
     *(
         Route(method, pattern, _not_served(sentence))

@@ -41,6 +41,8 @@ class Ulimit(Body):
 class TmpfsOptions(Body):
     size_bytes: Integer | None = None
     mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)] | None = None
+    # Each a name, or a name and a value.
+    options: list[list[str]] | None = None
 
 
 class Mount(Body):

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from personality.errors import DockerError, NotServed
-from personality.translate.bodies import ContainerBody, HostConfig, Mount, NetworkingConfig
+from personality.translate.bodies import ContainerBody, HostConfig, Mount, NetworkingConfig, TmpfsOptions
 from personality.translate.signals import parse_signal
 from portlayer.v1 import types_pb2
 
@@ -125,11 +125,12 @@ def _tmpfs(host: HostConfig) -> list[types_pb2.TmpfsMount]:
 
 
 def _tmpfs_mount(mount: Mount) -> types_pb2.TmpfsMount:
-    options = []
-    if mount.tmpfs_options and mount.tmpfs_options.size_bytes:
-        options.append(f"size={mount.tmpfs_options.size_bytes}")
-    if mount.tmpfs_options and mount.tmpfs_options.mode:
-        options.append(f"mode={mount.tmpfs_options.mode:o}")
+    given = mount.tmpfs_options or TmpfsOptions()
+    options = ["=".join(each) for each in given.options or ()]
+    if given.size_bytes:
+        options.append(f"size={given.size_bytes}")
+    if given.mode:
+        options.append(f"mode={given.mode:o}")
     if mount.read_only:
         options.append("ro")
     return types_pb2.TmpfsMount(target=mount.target, options=",".join(options))

@@ -26,6 +26,7 @@ def select(
     for status in filters.get("status", ()):
         if status not in _STATUSES:
             raise DockerError(400, f"invalid filter 'status={status}'")
+    is_task = truth(filters, "is-task")
     everything = all_ or limit > 0 or any(filters.get(name) for name in ("status", "exited"))
     before, since = (_reference(containers, filters.get(name)) for name in ("before", "since"))
     names = [_pattern(text) for text in filters.get("name", ())]
@@ -34,6 +35,7 @@ def select(
         one
         for one in containers
         if (everything or is_running(one))
+        and is_task is not True
         and (before is None or one.state.created_unix_ns < before)
         and (since is None or one.state.created_unix_ns > since)
         and _matches(one, filters, names, exits)
@@ -54,7 +56,6 @@ def _matches(
         and _any(filters.get("ancestor"), lambda value: _made_from(one, value))
         and _any(filters.get("network"), lambda value: value in ("none", "bridge", "default"))
         and _any(filters.get("health"), lambda value: value == "none")
-        and truth(filters, "is-task") is not True
         # No container has volumes or ports yet.
         and not any(filters.get(name) for name in ("volume", "publish", "expose"))
     )

@@ -113,13 +113,14 @@ async def test_what_is_taken(
 
 
 async def test_tmpfs_both_ways(http: HttpClient, fake: FakePortLayer) -> None:
-    mount = {"Type": "tmpfs", "Target": "/m", "ReadOnly": True, "TmpfsOptions": {"SizeBytes": 4096, "Mode": 0o1777}}
+    options = {"SizeBytes": 4096, "Mode": 0o1777, "Options": [["noexec"], ["uid", "5"]]}
+    mount = {"Type": "tmpfs", "Target": "/m", "ReadOnly": True, "TmpfsOptions": options}
     await _create(
         http, {"HostConfig": {"Tmpfs": {"/t": "size=1m"}, "Mounts": [mount, {"Type": "tmpfs", "Target": "/n"}]}}
     )
     assert [(each.target, each.options) for each in _spec(fake).tmpfs] == [
         ("/t", "size=1m"),
-        ("/m", "size=4096,mode=1777,ro"),
+        ("/m", "noexec,uid=5,size=4096,mode=1777,ro"),
         ("/n", ""),
     ]
 

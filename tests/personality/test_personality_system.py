@@ -130,6 +130,13 @@ async def test_not_served(http: HttpClient, method: str, path: str) -> None:
     assert method == "HEAD" or "not served" in answer.json()["message"]
 
 
+async def test_no_such_plugin(http: HttpClient) -> None:
+    """docker inspect asks for a plugin last, and says "no such object" only when that is 404."""
+    answer = await http.get("/plugins/team/x/json")
+    openapi.validate("/plugins/{name}/json", "GET", answer.status, answer.json())
+    assert (answer.status, answer.json()["message"]) == (404, 'plugin "team/x" not found')
+
+
 @pytest.mark.parametrize("path", ["/swarm", "/services", "/nodes", "/tasks", "/secrets", "/configs", "/services/x"])
 async def test_swarm_mode_is_off(http: HttpClient, path: str) -> None:
     answer = await http.get(path)
