@@ -19,8 +19,9 @@ from portlayer.agent.errors import NOT_FOUND
 from portlayer.drivers.base import Machine, MachineDriver, PowerState
 from portlayer.errors import ConflictError, LaunchError, NotFoundError, PortLayerError, UnavailableError
 from portlayer.events import EventHub
-from portlayer.execution import process_spec, states
+from portlayer.execution import health, process_spec, restarts, states
 from portlayer.execution.exec_process import ExecProcess
+from portlayer.execution.probe import probe
 from portlayer.execution.run import Ended, Run
 from portlayer.execution.sizes import Size
 from portlayer.execution.states import Action
@@ -31,6 +32,8 @@ from portlayer.v1 import execution_pb2, record_pb2, types_pb2
 from tether.v1 import tether_pb2
 
 SIGKILL = 9
+# Whoever sends one of these (or the stop signal) wants the container to end: it is not restarted.
+_ENDING_SIGNALS = frozenset((2, 3, 15, SIGKILL))
 KILLED_EXIT_CODE = 128 + SIGKILL
 DEFAULT_STOP_TIMEOUT_S = 10
 RECORD_VERSION = 1
@@ -77,6 +80,12 @@ class Container:
         self._next_exit: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._started = asyncio.Event()
         self.removed: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._last = Ended(self.state.exit_code)
+        self._pauses = restarts.Pauses()
+        self._pause_s = 0.0
+        # Set when no restart is to be waited for any more.
+        self._recalled = asyncio.Event()
+        self._checking: asyncio.Task[None] | None = None
 
     # --- what it is
 
@@ -127,11 +136,11 @@ class Container:
                 return False
             self._require_usable()
             await self._settled.wait()
+            self.record.halted = False
+            self.state.restart_count = 0
+            self._pauses = restarts.Pauses()
             try:
                 await self._launch()
-            except asyncio.CancelledError:
-                await self._let_go()  # the port layer ends; the next one finds the container STARTING
-                raise
             except PortLayerError as error:
                 await self._launch_failed(error)
                 if self.spec.auto_remove:
@@ -140,6 +149,13 @@ class Container:
             return True
 
     async def _launch(self) -> None:
+        try:
+            await self._boot_and_launch()
+        except asyncio.CancelledError:
+            await self._let_go()  # the port layer ends; the next one finds the container STARTING
+            raise
+
+    async def _boot_and_launch(self) -> None:
         self._move(Action.START)
         self.record.run += 1
         self.record.start_request_id = secrets.token_hex(16)
@@ -177,9 +193,15 @@ class Container:
         self.state.exit_code = error.exit_code if isinstance(error, LaunchError) else 128
         self.state.error = str(error)
         self.state.finished_unix_ns = time.time_ns() if self.state.started_unix_ns else 0
+        # The caller of a start is told why; those who wait are not told again.
+        self._last = Ended(self.state.exit_code)
+        if self.state.restart_count:
+            # Nobody called: what may pass is tried again, what cannot be launched is not.
+            if not isinstance(error, LaunchError):
+                self._consider_restart(ran_s=0)
+            self._announce(self._last)
         with contextlib.suppress(PortLayerError):
             await self._save()
-        self.emit("die", {"exitCode": str(self.state.exit_code)})
         self.output.end_run()
 
     async def _let_go(self) -> None:
@@ -193,6 +215,18 @@ class Container:
         self._settled.clear()
         self._started.set()
         self._host.tasks.spawn(self._supervise(run), f"supervise {self.id[:12]}")
+        self._check_health()
+
+    def _check_health(self) -> None:
+        if not health.command(self.spec.health_check):
+            return
+        monitor = health.Monitor(
+            self.spec.health_check,
+            self.state.health,
+            probe=lambda arguments, timeout_s: probe(self, arguments, timeout_s),
+            changed=lambda word: self.emit(f"health_status: {word}"),
+        )
+        self._checking = self._host.tasks.spawn(monitor.run(), f"health of {self.id[:12]}")
 
     async def _supervise(self, run: Run) -> None:
         try:
@@ -209,32 +243,107 @@ class Container:
             self._settled.set()
         if self.spec.auto_remove:
             await self.remove(force=False)
+        await self._start_again()
 
     def _record_exit(self, ended: Ended) -> None:
         self._move(Action.EXIT)
         self._run = None
         self._started.clear()
+        if self._checking is not None:
+            self._checking.cancel()
         self.state.pid = 0
         self.state.exit_code = ended.exit_code
         self.state.oom_killed = ended.oom_killed
         self.state.error = ended.error
         self.state.finished_unix_ns = time.time_ns()
+        ran_s = max(0, self.state.finished_unix_ns - self.state.started_unix_ns) / 1e9
         if ended.oom_killed:
             self.emit("oom")
-        self.emit("die", {"exitCode": str(ended.exit_code)})
+        self.emit("die", {"exitCode": str(ended.exit_code), "execDuration": str(int(ran_s))})
+        self._last = ended
+        self._consider_restart(ran_s)
         self.output.end_run()
         self.log.notify()
+        self._announce(ended)
+
+    def _announce(self, ended: Ended) -> None:
         waiting, self._next_exit = self._next_exit, asyncio.get_running_loop().create_future()
         waiting.set_result(ended)
+
+    # --- starting again, by the restart policy
+
+    def _consider_restart(self, ran_s: float) -> None:
+        """A run has ended, or could not begin: RESTARTING, if another is to follow."""
+        policy, count = self.spec.restart, self.state.restart_count
+        if not self.record.halted and restarts.wanted(policy, exit_code=self.state.exit_code, restarts=count):
+            self._await_restart(self._pauses.after(ran_s))
+
+    def _await_restart(self, pause_s: float) -> None:
+        self._move(Action.AWAIT_RESTART)
+        self.state.restart_count += 1
+        self._pause_s = pause_s
+        self._recalled.clear()
+
+    async def _start_again(self) -> None:
+        """While it is RESTARTING: waits for the pause to pass or to be ended, and starts it."""
+        while self.state.status == states.RESTARTING:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s):
+                    await self._recalled.wait()
+            async with self._lock:
+                if self.state.status != states.RESTARTING:
+                    return
+                await self._settled.wait()
+                try:
+                    await self._launch()
+                except PortLayerError as error:
+                    _log.warning("container %s cannot be started again: %s", self.id[:12], error)
+                    await self._launch_failed(error)
+
+    async def _give_up_restart(self) -> None:
+        self._move(Action.GIVE_UP)
+        self.record.halted = True
+        self._recalled.set()
+        self._announce(self._last)
+        await self._save()
+
+    async def _halt(self) -> None:
+        """Somebody ends it: no policy starts it again, not even if the port layer dies before it has ended."""
+        self.record.halted = True
+        if self.spec.restart.kind != restarts.NEVER:
+            with contextlib.suppress(PortLayerError):
+                await self._save()
+
+    async def update(self, policy: types_pb2.RestartPolicy) -> None:
+        """Gives it another restart policy. Raises InvalidArgumentError, ConflictError."""
+        restarts.check(policy)
+        if self.spec.auto_remove and policy.kind != restarts.NEVER:
+            raise ConflictError("Restart policy cannot be updated because AutoRemove is enabled for the container")
+        async with self._lock:
+            self._require_usable()
+            before = types_pb2.RestartPolicy()
+            before.CopyFrom(self.spec.restart)
+            self.spec.restart.CopyFrom(policy)
+            try:
+                await self._save()
+            except PortLayerError:
+                self.spec.restart.CopyFrom(before)
+                raise
+            self.emit("update")
 
     # --- ending
 
     async def stop(self, timeout_s: int | None, signal: int) -> bool:
         """Asks init to end, kills it after the time (None: its own, negative: never). False when it did not run."""
         async with self._lock:
+            if self.state.status == states.RESTARTING:
+                await self._give_up_restart()
+                self.emit("stop")
+                return True
             if not self.live:
                 return False
             exit_ = self._next_exit
+            await self._halt()
             await self._wake()
             self._move(Action.STOP)
             grace_s = timeout_s if timeout_s is not None else self._own_stop_timeout()
@@ -254,12 +363,22 @@ class Container:
     async def kill(self, signal: int) -> None:
         """Sends a signal to init; with SIGKILL returns when the run has ended. Raises ConflictError."""
         async with self._lock:
+            if self.state.status == states.RESTARTING:
+                await self._give_up_restart()
+                return
             self._require_live()
             exit_ = self._next_exit
+            if signal == self.spec.stop_signal or signal in _ENDING_SIGNALS:
+                await self._halt()
             if signal in (SIGKILL, self.spec.stop_signal):
                 await self._wake()
-            await self._signal(signal)
-            self.emit("kill", {"signal": str(signal)})
+            try:
+                await self._signal(signal)
+                self.emit("kill", {"signal": str(signal)})
+            except ConflictError:
+                if signal != SIGKILL:
+                    raise
+                # It has just ended by itself; what is left is to hear of it.
         if signal == SIGKILL:
             self.output.relax()
             await self._await_exit(exit_, _KILL_S)
@@ -344,11 +463,11 @@ class Container:
             if self.removed.done():
                 return
             if self.state.status in states.ACTIVE:
-                what = "paused: unpause and then stop" if self.state.status == states.PAUSED else "running: stop"
-                raise ConflictError(
-                    f'cannot remove container "/{self.name}": container is {what} the container before removing '
-                    "or force remove"
-                )
+                word = states.word(self.state.status)
+                what = " and must be unpaused first"
+                if self.state.status != states.PAUSED:
+                    what = ": stop the container before removing or force remove"
+                raise ConflictError(f'cannot remove container "/{self.name}": container is {word}{what}')
             self._move(Action.REMOVE)
             try:
                 await self._save()
@@ -359,7 +478,7 @@ class Container:
                 self.state.error = f"removal failed: {error}"
                 raise
             self.emit("destroy")
-            self.removed.set_result(Ended(self.state.exit_code, error=self.state.error))
+            self.removed.set_result(self._last)
             self.output.end_run()
             self.log.notify()
 
@@ -420,7 +539,8 @@ class Container:
     async def processes(self) -> tether_pb2.ProcessesResponse:
         """The container's processes. Raises ConflictError when it does not run."""
         self._require_live()
-        self._require_not_paused()
+        if self.state.status == states.PAUSED:
+            raise ConflictError(f"Container {self.name} is paused, and its processes with its VM: unpause it first")
         try:
             processes = await self._live_run().client.processes()
         except AgentRpcError as error:
@@ -449,7 +569,7 @@ class Container:
         for old in ended[: max(0, len(ended) - _MAX_ENDED_EXECS + 1)]:
             del self.execs[old.id]
         self.execs[process.id] = process
-        self.emit(f"exec_create: {' '.join(spec.args)}", {"execID": process.id})
+        self.emit(f"exec_create: {spec.args[0]} {' '.join(spec.args[1:])}", {"execID": process.id})
         return process
 
     async def start_exec(self, process: ExecProcess) -> None:
@@ -459,8 +579,16 @@ class Container:
         process.claim()
         await self._host.tasks.finish(self._start_exec(process, self._live_run()), f"exec {process.id[:12]}")
 
+    async def kill_exec(self, process: ExecProcess) -> None:
+        """Sends SIGKILL to an exec; nothing happens when it has ended, or the container has."""
+        if self._run is not None:
+            request = tether_pb2.SignalRequest(process_id=process.id, signal=SIGKILL)
+            with contextlib.suppress(AgentError):
+                await self._run.client.signal(request)
+
     async def _start_exec(self, process: ExecProcess, run: Run) -> None:
-        self.emit(f"exec_start: {' '.join(process.spec.args)}", {"execID": process.id})
+        args = process.spec.args
+        self.emit(f"exec_start: {args[0]} {' '.join(args[1:])}", {"execID": process.id})
         await process.start(run.client, process_spec.exec_request(process.id, process.spec, self.spec))
         self._host.tasks.spawn(self._watch_exec(process, run), f"watch exec {process.id[:12]}")
 
@@ -481,9 +609,20 @@ class Container:
             await self._launch_failed(UnavailableError("the port layer ended while the container started"))
         elif status in states.LIVE:
             self._adopt(power)
-        elif power is not PowerState.OFF:
-            self._settled.clear()
-            self._host.tasks.spawn(self._power_off_leftover(), f"power off {self.id[:12]}")
+        else:
+            if power is not PowerState.OFF:
+                self._settled.clear()
+                self._host.tasks.spawn(self._power_off_leftover(), f"power off {self.id[:12]}")
+            if status == states.EXITED and self._wanted_at_open():
+                self._await_restart(pause_s=0)
+        if self.state.status == states.RESTARTING:
+            self._host.tasks.spawn(self._start_again(), f"start {self.id[:12]} again")
+
+    def _wanted_at_open(self) -> bool:
+        policy, state = self.spec.restart, self.state
+        if self.record.halted:
+            return policy.kind == restarts.ALWAYS
+        return restarts.wanted(policy, exit_code=state.exit_code, restarts=state.restart_count)
 
     def _adopt(self, power: PowerState) -> None:
         if power is PowerState.PAUSED:
@@ -495,6 +634,7 @@ class Container:
         self._settled.clear()
         self._started.set()
         self._host.tasks.spawn(self._join(run, power), f"adopt {self.id[:12]}")
+        self._check_health()
 
     async def _join(self, run: Run, power: PowerState) -> None:
         """Makes sure that the VM still runs what was started, then watches it. A frozen one is not asked."""
@@ -544,6 +684,8 @@ class Container:
         return self._run
 
     def _require_live(self) -> None:
+        if self.state.status == states.RESTARTING:
+            raise ConflictError(f"Container {self.id} is restarting, wait until the container is running")
         if not self.live:
             raise ConflictError(f"container {self.id} is not running")
 

@@ -19,7 +19,7 @@ from portlayer.execution import names, process_spec, states
 from portlayer.execution.container import RECORD_VERSION, Container, Host
 from portlayer.execution.exec_process import ExecProcess
 from portlayer.execution.process_spec import ImageConfig
-from portlayer.execution.sizes import Size, size_of
+from portlayer.execution.sizes import Size, check_cpus, size_of
 from portlayer.execution.tasks import Tasks
 from portlayer.v1 import execution_pb2, record_pb2, types_pb2
 
@@ -58,6 +58,7 @@ class Manager:
         default_memory_bytes: int,
         default_cpus: int,
         default_disk_bytes: int,
+        available_cpus: int,
     ) -> None:
         self._driver = driver
         self._images = images
@@ -65,6 +66,7 @@ class Manager:
         self._default_memory_bytes = default_memory_bytes
         self._default_cpus = default_cpus
         self._default_disk_bytes = default_disk_bytes
+        self._available_cpus = available_cpus
         self._tasks = Tasks()
         self._host = Host(driver, events, self._tasks)
         self._containers: dict[str, Container] = {}
@@ -187,6 +189,7 @@ class Manager:
             self._check_network(network)
         image = self._images.get(spec.image)
         whole = process_spec.complete(spec, image.config, container_id)
+        check_cpus(whole.resources, self._available_cpus)
         size = self._size(whole)
         self._images_in_use[image.id] += 1
         try:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from portlayer.drivers.base import IMAGE_DISK_SERIAL, WRITABLE_DISK_SERIAL
 from portlayer.errors import InvalidArgumentError
+from portlayer.execution import health, restarts
 from portlayer.v1 import execution_pb2, types_pb2
 from tether.v1 import tether_pb2
 
@@ -50,6 +51,8 @@ class ImageConfig(Protocol):
     def stop_signal(self) -> str: ...
     @property
     def labels(self) -> Mapping[str, str]: ...
+    @property
+    def health_check(self) -> health.ImageHealthCheck: ...
 
 
 def complete(spec: types_pb2.ContainerSpec, image: ImageConfig, container_id: str) -> types_pb2.ContainerSpec:
@@ -71,6 +74,7 @@ def complete(spec: types_pb2.ContainerSpec, image: ImageConfig, container_id: st
             whole.labels[key] = value
     whole.hostname = whole.hostname or container_id[:12]
     whole.stop_signal = whole.stop_signal or parse_signal(image.stop_signal) or SIGTERM
+    health.complete(whole.health_check, image.health_check)
     _check(whole)
     return whole
 
@@ -208,6 +212,11 @@ def _check(spec: types_pb2.ContainerSpec) -> None:
             raise InvalidArgumentError(f"ulimit {limit.name}: soft limit must be less than or equal to hard limit")
     if not 0 <= spec.stop_signal <= 64:
         raise InvalidArgumentError(f"invalid signal: {spec.stop_signal}")
+    if not -1000 <= process.oom_score_adj <= 1000:
+        raise InvalidArgumentError(f"Invalid value {process.oom_score_adj}, range for oom score adj is [-1000, 1000]")
+    restarts.check(spec.restart)
+    if spec.auto_remove and spec.restart.kind != restarts.NEVER:
+        raise InvalidArgumentError("can't create 'AutoRemove' container with restart policy")
     if sum(len(value) for value in spec.frontend_data.values()) > 64 << 10:
         raise InvalidArgumentError("the front-end's data is larger than 64 KiB")
     capabilities(spec)

@@ -53,5 +53,13 @@ def size_of(resources: types_pb2.Resources, *, memory_bytes: int, cpus: int, dis
     )
 
 
+def check_cpus(resources: types_pb2.Resources, available: int) -> None:
+    """Refuses more CPUs than the hypervisor's host has. Raises InvalidArgumentError."""
+    if resources.nano_cpus > available * 1_000_000_000:
+        raise InvalidArgumentError(
+            f"range of CPUs is from 0.01 to {available}.00, as there are only {available} CPUs available"
+        )
+
+
 def _whole_mib(size: int) -> int:
     return -(-size // (2 * MIB)) * 2 * MIB

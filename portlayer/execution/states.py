@@ -1,9 +1,9 @@
 """The life of a container as one table.
 
 CREATED --start--> STARTING --launched--> RUNNING <--pause/resume--> PAUSED
-   ^                 |    |                  |                          |
-   +---never ran-----+    |                  +--stop--> STOPPING        |
-                          v                  v             v            |
+   ^                 | |  ^                  |                          |
+   +---never ran-----+ |  +-- RESTARTING     +--stop--> STOPPING        |
+                       v        ^  |         v             v            |
 DEAD <-failed- REMOVING <-- EXITED <---------+-------exited-------------+
 
 """
@@ -24,11 +24,12 @@ STOPPING = types_pb2.CONTAINER_STATUS_STOPPING
 EXITED = types_pb2.CONTAINER_STATUS_EXITED
 REMOVING = types_pb2.CONTAINER_STATUS_REMOVING
 DEAD = types_pb2.CONTAINER_STATUS_DEAD
+RESTARTING = types_pb2.CONTAINER_STATUS_RESTARTING
 
 # A process of the container exists.
 LIVE = frozenset((RUNNING, PAUSED, STOPPING))
 # As LIVE, or about to be.
-ACTIVE = LIVE | {STARTING}
+ACTIVE = LIVE | {STARTING, RESTARTING}
 
 
 class Action(Enum):
@@ -42,6 +43,8 @@ class Action(Enum):
     RESUME = auto()
     STOP = auto()
     EXIT = auto()
+    AWAIT_RESTART = auto()
+    GIVE_UP = auto()
     REMOVE = auto()
     REMOVE_FAILED = auto()
 
@@ -61,6 +64,9 @@ TRANSITIONS: dict[tuple[types_pb2.ContainerStatus.ValueType, Action], types_pb2.
     (STOPPING, Action.EXIT): EXITED,
     (EXITED, Action.START): STARTING,
     (EXITED, Action.REMOVE): REMOVING,
+    (EXITED, Action.AWAIT_RESTART): RESTARTING,
+    (RESTARTING, Action.START): STARTING,
+    (RESTARTING, Action.GIVE_UP): EXITED,
     (REMOVING, Action.REMOVE): REMOVING,
     (REMOVING, Action.REMOVE_FAILED): DEAD,
     (DEAD, Action.REMOVE): REMOVING,

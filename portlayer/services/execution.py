@@ -79,6 +79,13 @@ class ExecutionServicer(execution_pb2_grpc.ExecutionServiceServicer):
             await self._manager.rename(self._manager.get(request.container), request.new_name)
             return pb.RenameContainerResponse()
 
+    async def UpdateContainer(self, request: pb.UpdateContainerRequest, context: Context) -> pb.UpdateContainerResponse:
+        async with grpc_errors(context):
+            container = self._manager.get(request.container)
+            if request.HasField("restart"):
+                await container.update(request.restart)
+            return pb.UpdateContainerResponse()
+
     async def RemoveContainer(self, request: pb.RemoveContainerRequest, context: Context) -> pb.RemoveContainerResponse:
         async with grpc_errors(context):
             await self._manager.get(request.container).remove(force=request.force)

@@ -13,6 +13,7 @@ from portlayer.storage.references import SHA256
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _MAX_TIME_NS = 2**63 - 1
+_MAX_RETRIES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,18 @@ class HistoryRecord:
     created_by: str
     comment: str
     empty_layer: bool
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """How containers say that they are well. Empty and 0 where the image leaves it open."""
+
+    test: tuple[str, ...] = ()
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    start_period_ns: int = 0
+    start_interval_ns: int = 0
+    retries: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class ImageConfig:
     # "80/tcp"
     exposed_ports: tuple[str, ...]
     volumes: tuple[str, ...]
+    health_check: HealthCheck
     # Of the uncompressed layers, lowest first.
     diff_ids: tuple[str, ...]
     history: tuple[HistoryRecord, ...]
@@ -74,6 +88,7 @@ def parse_image_config(data: bytes, where: str) -> ImageConfig:
         labels=run["Labels"].text_fields(),
         exposed_ports=tuple(run["ExposedPorts"].fields()),
         volumes=tuple(run["Volumes"].fields()),
+        health_check=_health_check(run["Healthcheck"]),
         diff_ids=_diff_ids(document["rootfs"]),
         history=history,
     )
@@ -93,6 +108,17 @@ def _environment(document: Document) -> tuple[str, ...]:
         if not line or line.startswith("="):
             raise InvalidArgumentError(f"{document.where}: {line!r} sets no variable")
     return environment
+
+
+def _health_check(document: Document) -> HealthCheck:
+    return HealthCheck(
+        document["Test"].texts(),
+        document["Interval"].integer(),
+        document["Timeout"].integer(),
+        document["StartPeriod"].integer(),
+        document["StartInterval"].integer(),
+        min(document["Retries"].integer(), _MAX_RETRIES),
+    )
 
 
 def _diff_ids(rootfs: Document) -> tuple[str, ...]:

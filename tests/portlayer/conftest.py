@@ -14,6 +14,7 @@ from portlayer.errors import NotFoundError
 from portlayer.events import EventHub
 from portlayer.execution import Container, Manager
 from portlayer.services import network
+from portlayer.storage.image_config import HealthCheck
 from portlayer.v1 import types_pb2
 
 
@@ -26,6 +27,7 @@ class FakeConfig:
     user: str = ""
     stop_signal: str = ""
     labels: dict[str, str] = field(default_factory=lambda: {"from": "image"})
+    health_check: HealthCheck = field(default_factory=HealthCheck)
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Host:
             default_memory_bytes=1 << 30,
             default_cpus=1,
             default_disk_bytes=1 << 30,
+            available_cpus=2,
         )
 
     async def restart(self) -> Manager:
