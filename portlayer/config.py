@@ -26,6 +26,7 @@ class Settings:
     default_cpus: int = DEFAULT_CPUS
     default_disk_bytes: int = DEFAULT_DISK_BYTES
     accelerator: str | None = None
+    channel: str = "virtio"
 
 
 def parse_size(text: str) -> int:

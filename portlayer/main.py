@@ -38,6 +38,9 @@ class _Size(click.ParamType[int]):
 @click.option("--default-memory", type=_Size(), default=config.DEFAULT_MEMORY_BYTES, help="VM memory, as 1g.")
 @click.option("--default-cpus", type=click.IntRange(1, 255), default=config.DEFAULT_CPUS, help="CPUs of a VM.")
 @click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Instead of finding out by a proof boot.")
+@click.option(
+    "--channel", type=click.Choice(["auto", "virtio", "vsock"]), default="virtio", help="How agents are reached."
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option("--ready-fd", type=int, help='Descriptor that gets "ready" once the API is served.')
 def main(
@@ -48,6 +51,7 @@ def main(
     default_memory: int,
     default_cpus: int,
     accelerator: str | None,
+    channel: str,
     log_level: str,
     ready_fd: int | None,
 ) -> None:
@@ -66,6 +70,7 @@ def main(
         default_memory_bytes=default_memory,
         default_cpus=default_cpus,
         accelerator=accelerator,
+        channel=channel,
     )
     try:
         uvloop.run(_run(settings, ready_fd))

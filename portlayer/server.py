@@ -51,7 +51,9 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
         await asyncio.to_thread(_empty, tmp)
         who = await asyncio.to_thread(identity.load, settings.state_dir, settings.name)
         events = EventHub(settings.state_dir / "events.jsonl")
-        driver = QemuDriver(settings.state_dir, settings.guest_image, accelerator=settings.accelerator)
+        driver = QemuDriver(
+            settings.state_dir, settings.guest_image, accelerator=settings.accelerator, channel=settings.channel
+        )
         store = ImageStore(settings.state_dir / "images", tmp, LocalDatastore(settings.state_dir))
         manager = Manager(
             driver,

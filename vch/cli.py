@@ -46,6 +46,9 @@ def main() -> None:
 @click.option("--default-memory", metavar="SIZE", help="Memory of a VM without --memory, such as 512m")
 @click.option("--default-cpus", type=click.IntRange(1), help="CPUs of a VM without --cpus")
 @click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Default: KVM if it proves to work")
+@click.option(
+    "--channel", type=click.Choice(["auto", "virtio", "vsock"]), help="How agents are reached  [default: virtio]"
+)
 @click.option("--tlscacert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CA of the clients")
 @click.option("--tlscert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate for TCP")
 @click.option("--tlskey", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key")
@@ -130,6 +133,7 @@ def _settings(name: str, directory: Path, options: dict[str, Any]) -> Settings:
         default_memory=options["default_memory"],
         default_cpus=options["default_cpus"],
         accelerator=options["accelerator"],
+        channel=options["channel"],
         tls=tls,
         log_level=options["log_level"],
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import psutil
 
-from portlayer.drivers.qemu import accelerator, guest_image
+from portlayer.drivers.qemu import accelerator, guest_image, vsock
 from portlayer.errors import PortLayerError
 from vch.settings import MAX_SOCKET_PATH
 
@@ -86,12 +86,9 @@ async def _accelerator(qemu: accelerator.Qemu, image: guest_image.GuestImage) ->
 
 
 def _vsock() -> Finding:
-    try:
-        os.close(os.open("/dev/vhost-vsock", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        costs = "nothing but some speed: the agent is reached over virtio-serial"
-        return Finding("vsock", "ok", f"/dev/vhost-vsock: {error.strerror}", costs)
-    return Finding("vsock", "ok", "/dev/vhost-vsock opens")
+    if obstacle := vsock.probe():
+        return Finding("vsock", "ok", obstacle, "nothing but some speed: agents are reached over virtio-serial")
+    return Finding("vsock", "ok", "works; `vch up --channel vsock` uses it")
 
 
 def _tools() -> Iterator[Finding]:

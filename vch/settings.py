@@ -37,6 +37,7 @@ class Settings:
     default_memory: str | None = None
     default_cpus: int | None = None
     accelerator: str | None = None
+    channel: str | None = None
     tls: Tls | None = None
     log_level: str = "info"
 
@@ -50,6 +51,8 @@ class Settings:
             arguments += ["--default-cpus", str(self.default_cpus)]
         if self.accelerator:
             arguments += ["--accelerator", self.accelerator]
+        if self.channel:
+            arguments += ["--channel", self.channel]
         return arguments
 
     def personality_arguments(self) -> list[str]:

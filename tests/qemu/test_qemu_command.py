@@ -11,16 +11,19 @@ from qemu_machines import make_spec
 
 from portlayer.drivers.qemu import command
 from portlayer.drivers.qemu.command import Host
+from portlayer.drivers.qemu.vsock import Address
 
 
-def build(accelerator: str = "tcg", *, sandbox: bool = True, **changes: object) -> list[str]:
+def build(
+    accelerator: str = "tcg", *, sandbox: bool = True, line: command.Line | None = None, **changes: object
+) -> list[str]:
     return command.machine_command(
         make_spec(**changes),
         Host("qemu-system-x86_64", accelerator, sandbox, Path("/image, with comma")),
         image_disk=Path('/disks/a,b"c'),
         writable_disk=Path("/m/writable.img"),
         qmp_fd=7,
-        agent_fd=8,
+        line=line or command.SerialLine(8),
     )
 
 
@@ -85,6 +88,18 @@ def test_channel_and_kernel_agree() -> None:
     argv = build()
     assert any("name=vch.agent" in device for device in values(argv, "-device"))
     assert {"panic=-1", "reboot=t", "console=ttyS0", "vch.channel=virtio"} <= set(value(argv, "-append").split())
+
+
+def test_vsock_takes_the_serial_ports_place() -> None:
+    argv = build(line=Address(cid=4711, fd=9))
+    assert "vhost-vsock-pci,id=vsock0,guest-cid=4711,vhostfd=9" in values(argv, "-device")
+    assert "vch.channel=vsock" in value(argv, "-append").split()
+    assert not any(word in " ".join(argv) for word in ("virtserialport", "virtio-serial", "id=agent"))
+    assert command.guest_cid(argv) == 4711
+
+
+def test_no_vsock_address_where_there_is_none() -> None:
+    assert command.guest_cid(build()) is None
 
 
 def test_freed_memory_goes_back_to_the_host() -> None:

@@ -103,3 +103,15 @@ def test_useless_pid_files(tmp_path: Path, content: str) -> None:
 
 def test_no_pid_file(tmp_path: Path) -> None:
     assert not process.is_running(tmp_path, MACHINE)
+
+
+async def test_command_line_of_a_running_machine_alone(directory: Path) -> None:
+    assert process.command_line(directory, MACHINE) is None
+    await start(directory)
+    argv = process.command_line(directory, MACHINE)
+    assert argv is not None
+    assert argv[argv.index("-name") + 1] == command.machine_name(MACHINE)
+    with process.running(directory, MACHINE) as pidfd:
+        assert pidfd is not None
+        await process.end(pidfd)
+    assert process.command_line(directory, MACHINE) is None

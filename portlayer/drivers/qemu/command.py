@@ -6,10 +6,12 @@ Machine version, device order and ids are pinned: a later clone of a frozen mach
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from portlayer.drivers.base import IMAGE_DISK_SERIAL, WRITABLE_DISK_SERIAL, MachineSpec
+from portlayer.drivers.qemu.vsock import VIRTIO, VSOCK, Address
 
 PROGRAM = "qemu-system-x86_64"
 MACHINE_TYPE = "pc-q35-7.2"
@@ -27,7 +29,7 @@ MINIMUM_MEMORY_BYTES = 128 << 20
 
 _MEMORY_GRAIN = 2 << 20
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-_KERNEL_COMMAND_LINE = "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests vch.channel=virtio"
+_KERNEL_COMMAND_LINE = "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Host:
     accelerator: str
     sandbox: bool
     guest_image: Path
+    channel: str = VIRTIO
+
+
+@dataclass(frozen=True)
+class SerialLine:
+    """The agent's channel as a virtio-serial port; `fd` is an inherited listening socket."""
+
+    fd: int
+
+
+Line = SerialLine | Address
 
 
 def machine_name(machine_id: str) -> str:
@@ -71,9 +84,9 @@ def base_options(host: Host) -> list[str]:
 
 
 def machine_command(
-    spec: MachineSpec, host: Host, *, image_disk: Path, writable_disk: Path, qmp_fd: int, agent_fd: int
+    spec: MachineSpec, host: Host, *, image_disk: Path, writable_disk: Path, qmp_fd: int, line: Line
 ) -> list[str]:
-    """Runs in the machine's directory. `qmp_fd` and `agent_fd` are inherited listening sockets."""
+    """Runs in the machine's directory. `qmp_fd` is an inherited listening socket."""
     return [
         host.program,
         *("-name", machine_name(spec.id)),
@@ -82,7 +95,7 @@ def machine_command(
         *("-smp", str(spec.cpus)),
         *("-kernel", str(host.guest_image / "vmlinuz")),
         *("-initrd", str(host.guest_image / "initramfs")),
-        *("-append", _KERNEL_COMMAND_LINE),
+        *("-append", f"{_KERNEL_COMMAND_LINE} vch.channel={VIRTIO if isinstance(line, SerialLine) else VSOCK}"),
         *("-pidfile", PID_FILE),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
@@ -90,9 +103,7 @@ def machine_command(
         *("-serial", "chardev:console"),
         *("-object", "rng-builtin,id=rng"),
         *("-device", "virtio-rng-pci,id=rng0,rng=rng"),
-        *("-device", "virtio-serial-pci,id=serial0"),
-        *("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
-        *("-device", f"virtserialport,id=agent0,bus=serial0.0,nr=1,chardev=agent,name={CHANNEL_PORT}"),
+        *_channel(line),
         # Gives memory that the guest has freed back to the host, without anyone asking.
         *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on"),
         *_disk("image", image_disk, serial=IMAGE_DISK_SERIAL, read_only=True),
@@ -113,10 +124,27 @@ def proof_command(host: Host, memory: str) -> list[str]:
     ]
 
 
+def guest_cid(argv: Sequence[str]) -> int | None:
+    """The vsock address in a machine's command line; None when its agent is reached over virtio-serial."""
+    devices = (word.split(",") for word in argv if word.startswith("vhost-vsock-pci,"))
+    numbers = (option.removeprefix("guest-cid=") for options in devices for option in options if "guest-cid=" in option)
+    return next(map(int, numbers), None)
+
+
 def memory_bytes(spec: MachineSpec) -> int:
     """The machine's memory: what was asked for, at least what boots, in whole large pages."""
     wanted = max(spec.memory_bytes, MINIMUM_MEMORY_BYTES)
     return -(-wanted // _MEMORY_GRAIN) * _MEMORY_GRAIN
+
+
+def _channel(line: Line) -> list[str]:
+    if isinstance(line, Address):
+        return ["-device", f"vhost-vsock-pci,id=vsock0,guest-cid={line.cid},vhostfd={line.fd}"]
+    return [
+        *("-device", "virtio-serial-pci,id=serial0"),
+        *("-chardev", f"socket,id=agent,fd={line.fd},server=on,wait=off"),
+        *("-device", f"virtserialport,id=agent0,bus=serial0.0,nr=1,chardev=agent,name={CHANNEL_PORT}"),
+    ]
 
 
 def _disk(node: str, path: Path, *, serial: str, read_only: bool) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from portlayer.drivers.base import Machine, MachineSpec
 from portlayer.drivers.qemu import accelerator as accelerators
-from portlayer.drivers.qemu import command
+from portlayer.drivers.qemu import command, vsock
 from portlayer.drivers.qemu import guest_image as guest_images
 from portlayer.drivers.qemu.datastore import LocalDatastore
 from portlayer.drivers.qemu.disks import EmptyDisks
@@ -23,15 +23,19 @@ _MEMORY_OF_PROOF = "accelerator.json"
 class QemuDriver:
     """Implements MachineDriver below `state_dir`, booting the image in `guest_image`."""
 
-    def __init__(self, state_dir: Path, guest_image: Path, *, accelerator: str | None = None) -> None:
+    def __init__(
+        self, state_dir: Path, guest_image: Path, *, accelerator: str | None = None, channel: str = vsock.VIRTIO
+    ) -> None:
         self._state_dir = state_dir.absolute()
         self._image_directory = guest_image.absolute()
         self._forced = accelerator
+        self._wanted_channel = channel
         self._datastore = LocalDatastore(self._state_dir)
         self._inventory = Inventory(self._state_dir / "machines", EmptyDisks(self._state_dir / "empties"))
         self._machines: dict[str, QemuMachine] = {}
         self._qemu: accelerators.Qemu | None = None
         self._choice: accelerators.Choice | None = None
+        self._channel = vsock.Choice(vsock.VIRTIO, "not chosen yet")
 
     @property
     def name(self) -> str:
@@ -44,6 +48,7 @@ class QemuDriver:
             self._qemu = await accelerators.inspect_qemu()
             memory = self._state_dir / _MEMORY_OF_PROOF
             self._choice = await accelerators.choose(self._qemu, image, memory, self._forced)
+            self._channel = await asyncio.to_thread(vsock.choose, self._wanted_channel)
             specs = await asyncio.to_thread(self._inventory.load)
         self._machines = {spec.id: self._machine(spec) for spec in specs}
 
@@ -72,6 +77,8 @@ class QemuDriver:
         return {
             "Accelerator": choice.accelerator,
             "Accelerator reason": choice.reason,
+            "Agent channel": self._channel.channel,
+            "Agent channel reason": self._channel.reason,
             "QEMU version": qemu.version,
             "QEMU sandbox": "on" if qemu.sandbox else "off, this QEMU is built without it",
             "Machine type": command.MACHINE_TYPE,
@@ -99,7 +106,9 @@ class QemuDriver:
 
     def _host(self) -> command.Host:
         qemu, choice = self._ready()
-        return command.Host(qemu.program, choice.accelerator, qemu.sandbox, self._image_directory)
+        return command.Host(
+            qemu.program, choice.accelerator, qemu.sandbox, self._image_directory, self._channel.channel
+        )
 
     def _ready(self) -> tuple[accelerators.Qemu, accelerators.Choice]:
         if self._qemu is None or self._choice is None:

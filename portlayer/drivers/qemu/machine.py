@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from portlayer.drivers.base import MachineSpec, PowerState
-from portlayer.drivers.qemu import command, files, process
+from portlayer.drivers.qemu import command, files, process, vsock
 from portlayer.drivers.qemu.datastore import LocalDatastore
 from portlayer.drivers.qemu.failures import os_errors, qemu_failure
 from portlayer.drivers.qemu.inventory import WRITABLE_DISK, Inventory
@@ -104,10 +104,14 @@ class QemuMachine:
         await self._command(Monitor.resume)
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if not self._is_running():
+        argv = process.command_line(self.directory, self.id)
+        if argv is None:
             raise DriverError(f"machine {self.id} is off")
         self._bound_console()
         with os_errors(f"connecting to the agent of machine {self.id}"):
+            # Asked of the machine, not of today's settings: it may have been started under others.
+            if (cid := command.guest_cid(argv)) is not None:
+                return await vsock.connect(cid)
             return await asyncio.open_unix_connection(sock=files.connect(self.directory / command.AGENT_SOCKET))
 
     async def writable_disk_usage(self) -> int:
@@ -136,16 +140,17 @@ class QemuMachine:
         action = f"starting machine {self.id}"
         with os_errors(action), contextlib.ExitStack() as stack:
             qmp = stack.enter_context(files.listen(self.directory / command.QMP_SOCKET))
-            agent = stack.enter_context(files.listen(self.directory / command.AGENT_SOCKET))
+            host = self._host()
+            line = self._line(host, stack)
             argv = command.machine_command(
                 self._spec,
-                self._host(),
+                host,
                 image_disk=image_disk,
                 writable_disk=self.directory / WRITABLE_DISK,
                 qmp_fd=qmp.fileno(),
-                agent_fd=agent.fileno(),
+                line=line,
             )
-            await process.spawn(argv, self.directory, log, (qmp.fileno(), agent.fileno()))
+            await process.spawn(argv, self.directory, log, (qmp.fileno(), line.fd))
         # QEMU alone holds the sockets now: if it gives up, connecting or reading fails at once.
         try:
             await self._control()
@@ -154,6 +159,11 @@ class QemuMachine:
                 if pidfd is not None:
                     await process.end(pidfd)
             raise qemu_failure(action, log) from error
+
+    def _line(self, host: command.Host, stack: contextlib.ExitStack) -> command.Line:
+        if host.channel == vsock.VSOCK:
+            return stack.enter_context(vsock.reserve(self.id))
+        return command.SerialLine(stack.enter_context(files.listen(self.directory / command.AGENT_SOCKET)).fileno())
 
     async def _command(self, call: Callable[[Monitor], Coroutine[None, None, None]]) -> None:
         async with self._lock:

@@ -59,6 +59,15 @@ def is_running(directory: Path, machine_id: str) -> bool:
         return pidfd is not None
 
 
+def command_line(directory: Path, machine_id: str) -> list[str] | None:
+    """How the machine's QEMU was started, or None when it does not run."""
+    with running(directory, machine_id) as pidfd:
+        if pidfd is None:
+            return None
+        words = _words(int((directory / command.PID_FILE).read_text()))
+        return None if _has_ended(pidfd) else words
+
+
 async def wait_ended(pidfd: int) -> None:
     """Returns when the process is gone; works for any process, child or not."""
     loop = asyncio.get_running_loop()
@@ -101,8 +110,11 @@ def _has_ended(pidfd: int) -> bool:
 
 
 def _is_machine(pid: int, machine_id: str) -> bool:
+    return ("-name", command.machine_name(machine_id)) in itertools.pairwise(_words(pid))
+
+
+def _words(pid: int) -> list[str]:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")
     except OSError:
-        return False
-    return (b"-name", command.machine_name(machine_id).encode()) in itertools.pairwise(words)
+        return []
