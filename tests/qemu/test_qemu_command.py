@@ -106,5 +106,6 @@ def test_freed_memory_goes_back_to_the_host() -> None:
     assert any("free-page-reporting=on" in device for device in values(build(), "-device"))
 
 
-def test_console_is_appended() -> None:
-    assert "file,id=console,path=console.log,append=on" in values(build(), "-chardev")
+def test_console_goes_to_the_keeper() -> None:
+    assert "file,id=console,path=/dev/stdout" in values(build(), "-chardev")
+    assert value(build(), "-serial") == "chardev:console"

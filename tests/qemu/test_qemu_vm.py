@@ -130,13 +130,19 @@ async def test_cancelled_calls_leave_nothing_half_done(driver: QemuDriver) -> No
     assert await machine.power_state() is PowerState.RUNNING
 
 
-async def test_console_is_bounded(driver: QemuDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines, "CONSOLE_LIMIT_BYTES", 1000)
+async def test_console_is_bounded_without_anyone_looking(driver: QemuDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything beyond is dropped, the guest goes on, and the run before can still be read."""
+    agent = pytest.importorskip("portlayer.agent")
+    monkeypatch.setattr(machines, "CONSOLE_LIMIT_BYTES", 7)
     machine = await running(driver)
     assert machine.console_log is not None
-    machine.console_log.write_bytes(bytes(5000))
-    await machine.power_state()
-    assert machine.console_log.stat().st_size < 5000
+    async with asyncio.timeout(60), agent.AgentClient(machine.open_channel) as client:
+        await client.hello(timeout_s=50)
+    assert machine.console_log.stat().st_size == 7
+    first = machine.console_log.read_bytes()
+    await machine.power_off()
+    await machine.power_on()
+    assert (machine.directory / command.OLD_CONSOLE_LOG).read_bytes() == first
 
 
 async def test_info(driver: QemuDriver) -> None:

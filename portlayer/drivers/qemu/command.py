@@ -21,6 +21,7 @@ CHANNEL_PORT = "vch.agent"
 PID_FILE = "qemu.pid"
 LOG_FILE = "qemu.log"
 CONSOLE_LOG = "console.log"
+OLD_CONSOLE_LOG = "console.log.1"
 QMP_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
 
@@ -86,7 +87,7 @@ def base_options(host: Host) -> list[str]:
 def machine_command(
     spec: MachineSpec, host: Host, *, image_disk: Path, writable_disk: Path, qmp_fd: int, line: Line
 ) -> list[str]:
-    """Runs in the machine's directory. `qmp_fd` is an inherited listening socket."""
+    """Runs in the machine's directory, the console on its stdout. `qmp_fd` is an inherited listening socket."""
     return [
         host.program,
         *("-name", machine_name(spec.id)),
@@ -99,7 +100,7 @@ def machine_command(
         *("-pidfile", PID_FILE),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
-        *("-chardev", f"file,id=console,path={CONSOLE_LOG},append=on"),
+        *("-chardev", "file,id=console,path=/dev/stdout"),
         *("-serial", "chardev:console"),
         *("-object", "rng-builtin,id=rng"),
         *("-device", "virtio-rng-pci,id=rng0,rng=rng"),

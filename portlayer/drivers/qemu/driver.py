@@ -74,7 +74,10 @@ class QemuDriver:
     async def info(self) -> Mapping[str, str]:
         qemu, choice = self._ready()
         image = guest_images.read(self._image_directory)
+        stalled = [machine.id[:12] for machine in self._machines.values() if machine.stalled]
+        waiting = {"Waiting for disk space": ", ".join(stalled)} if stalled else {}
         return {
+            **waiting,
             "Accelerator": choice.accelerator,
             "Accelerator reason": choice.reason,
             "Agent channel": self._channel.channel,

@@ -19,10 +19,12 @@ from portlayer.drivers.qemu import command, files, process, vsock
 from portlayer.drivers.qemu.datastore import LocalDatastore
 from portlayer.drivers.qemu.failures import os_errors, qemu_failure
 from portlayer.drivers.qemu.inventory import WRITABLE_DISK, Inventory
-from portlayer.drivers.qemu.qmp import Monitor
+from portlayer.drivers.qemu.qmp import DiskProblem, Monitor
+from portlayer.drivers.qemu.stall import Stall
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
-CONSOLE_LIMIT_BYTES = 16 << 20
+CONSOLE_LIMIT_BYTES = 4 << 20
+MESSAGES_LIMIT_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -38,6 +40,7 @@ class QemuMachine:
         self._datastore = datastore
         self._host = host
         self._monitor: Monitor | None = None
+        self._stall = Stall(self.directory, self._go_on)
         self._lock = asyncio.Lock()  # guards the power, and the one control connection that QEMU accepts
 
     @property
@@ -69,7 +72,7 @@ class QemuMachine:
             if not self._is_running():
                 await self._drop_monitor()
                 return PowerState.OFF
-            self._bound_console()
+            self._bound_messages()
             try:
                 return await (await self._control()).power_state()
             except DriverError:
@@ -97,7 +100,13 @@ class QemuMachine:
             if pidfd is not None:
                 await process.wait_ended(pidfd)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether QEMU has stopped it until the host's disk has space again."""
+        return self._stall.under_way
+
     async def pause(self) -> None:
+        self._stall.end()  # what was paused by order goes on by order
         await self._command(Monitor.pause)
 
     async def resume(self) -> None:
@@ -107,7 +116,7 @@ class QemuMachine:
         argv = process.command_line(self.directory, self.id)
         if argv is None:
             raise DriverError(f"machine {self.id} is off")
-        self._bound_console()
+        self._bound_messages()
         with os_errors(f"connecting to the agent of machine {self.id}"):
             # Asked of the machine, not of today's settings: it may have been started under others.
             if (cid := command.guest_cid(argv)) is not None:
@@ -139,6 +148,7 @@ class QemuMachine:
         log.unlink(missing_ok=True)
         action = f"starting machine {self.id}"
         with os_errors(action), contextlib.ExitStack() as stack:
+            self._put_console_by()
             qmp = stack.enter_context(files.listen(self.directory / command.QMP_SOCKET))
             host = self._host()
             line = self._line(host, stack)
@@ -150,7 +160,8 @@ class QemuMachine:
                 qmp_fd=qmp.fileno(),
                 line=line,
             )
-            await process.spawn(argv, self.directory, log, (qmp.fileno(), line.fd))
+            async with process.keeper(self.directory, command.CONSOLE_LOG, CONSOLE_LIMIT_BYTES) as console:
+                await process.spawn(argv, self.directory, log, (qmp.fileno(), line.fd), stdout=console)
         # QEMU alone holds the sockets now: if it gives up, connecting or reading fails at once.
         try:
             await self._control()
@@ -159,6 +170,11 @@ class QemuMachine:
                 if pidfd is not None:
                     await process.end(pidfd)
             raise qemu_failure(action, log) from error
+
+    def _put_console_by(self) -> None:
+        """The console of the run before tells why it ended."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.directory / command.CONSOLE_LOG).replace(self.directory / command.OLD_CONSOLE_LOG)
 
     def _line(self, host: command.Host, stack: contextlib.ExitStack) -> command.Line:
         if host.channel == vsock.VSOCK:
@@ -181,18 +197,27 @@ class QemuMachine:
         return self._monitor
 
     async def _drop_monitor(self) -> None:
+        self._stall.end()
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             await monitor.close()
 
-    def _report(self, what: str) -> None:
-        _log.error("machine %s: %s", self.id, what)
+    def _report(self, problem: DiskProblem) -> None:
+        _log.error("machine %s: %s", self.id, problem.words)
+        if problem.no_space:
+            self._stall.begin()
 
-    def _bound_console(self) -> None:
-        """QEMU appends to the console log for as long as it runs; a guest must not fill the host's disk with it."""
+    async def _go_on(self) -> None:
+        async with self._lock:
+            if self._is_running() and await (monitor := await self._control()).stalled():
+                await monitor.resume()
+                _log.warning("machine %s: the disk has space again, the guest goes on", self.id)
+
+    def _bound_messages(self) -> None:
+        """QEMU has few words, but a guest may find a way to make it say them over and over."""
         with contextlib.suppress(OSError):
-            if (self.directory / command.CONSOLE_LOG).stat().st_size > CONSOLE_LIMIT_BYTES:
-                os.truncate(self.directory / command.CONSOLE_LOG, 0)
+            if (self.directory / command.LOG_FILE).stat().st_size > MESSAGES_LIMIT_BYTES:
+                os.truncate(self.directory / command.LOG_FILE, 0)
 
 
 async def uninterrupted(work: Coroutine[None, None, _T]) -> _T:

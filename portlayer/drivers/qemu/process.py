@@ -14,33 +14,53 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from portlayer.drivers.qemu import command
 from portlayer.errors import DriverError
 
 _GRACE_SECONDS = 5.0
 _KILL_SECONDS = 30.0
+_File = int | IO[bytes]
 
 
-async def spawn(argv: Sequence[str], directory: Path, log: Path, fds: Sequence[int]) -> None:
+async def spawn(
+    argv: Sequence[str], directory: Path, log: Path, fds: Sequence[int], *, stdout: int | None = None
+) -> None:
     """Starts `argv` in `directory`, in a session of its own, with its messages going to `log`.
 
     Returns when it is forked: whether it lives on shows on its sockets.
     """
     with log.open("ab") as messages:
-        process = await asyncio.create_subprocess_exec(
-            *("setsid", "--fork"),
-            *argv,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=messages,
-            stderr=messages,
-            pass_fds=fds,
-        )
-        if (status := await process.wait()) != 0:
-            raise DriverError(f"{argv[0]} could not be started (setsid ended with {status}), see {log}")
+        await _fork(argv, directory, log, fds, stdin=subprocess.DEVNULL, stdout=stdout or messages, stderr=messages)
+
+
+@contextlib.asynccontextmanager
+async def keeper(directory: Path, name: str, limit_bytes: int) -> AsyncIterator[int]:
+    """A pipe whose first `limit_bytes` a process of its own keeps in the file `name`; all further writing fails.
+
+    So the file is bounded without anyone having to look at it. The keeper ends with the pipe's last writer.
+    """
+    read, write = os.pipe()
+    try:
+        with os.fdopen(read, "rb", buffering=0) as output, (directory / name).open("wb") as kept:
+            keep = ("dd", "bs=64K", f"count={limit_bytes}", "iflag=count_bytes", "status=none")
+            await _fork(keep, directory, directory / name, (), stdin=output, stdout=kept, stderr=subprocess.DEVNULL)
+        yield write
+    finally:
+        os.close(write)
+
+
+async def _fork(
+    argv: Sequence[str], directory: Path, log: Path, fds: Sequence[int], *, stdin: _File, stdout: _File, stderr: _File
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *("setsid", "--fork"), *argv, cwd=directory, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=fds
+    )
+    if (status := await process.wait()) != 0:
+        raise DriverError(f"{argv[0]} could not be started (setsid ended with {status}), see {log}")
 
 
 @contextlib.contextmanager

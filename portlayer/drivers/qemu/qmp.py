@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,25 +22,35 @@ from portlayer.errors import DriverError
 
 _TIMEOUT_SECONDS = 30.0
 _OFF_STATES = ("shutdown", "internal-error")
-_PAUSED_STATES = ("paused", "io-error", "suspended", "watchdog", "guest-panicked")
+_STALLED = "io-error"
+_PAUSED_STATES = ("paused", _STALLED, "suspended", "watchdog", "guest-panicked")
 
 # The library tells of every connection that ends, which QEMU's do whenever a machine is switched off.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
-OnBlockError = Callable[[str], None]
+
+@dataclass(frozen=True)
+class DiskProblem:
+    """What QEMU met on a disk. Out of space, it has stopped the guest, which knows nothing of it."""
+
+    words: str
+    no_space: bool
+
+
+OnDiskProblem = Callable[[DiskProblem], None]
 
 
 class Monitor:
     """A live control connection; made by `Monitor.open`."""
 
-    def __init__(self, client: QMPClient, on_block_error: OnBlockError) -> None:
+    def __init__(self, client: QMPClient, on_problem: OnDiskProblem) -> None:
         self._client = client
         self._listener = EventListener("BLOCK_IO_ERROR")
         client.register_listener(self._listener)
-        self._watch = asyncio.create_task(self._watch_events(on_block_error))
+        self._watch = asyncio.create_task(self._watch_events(on_problem))
 
     @classmethod
-    async def open(cls, socket_path: Path, on_block_error: OnBlockError) -> Monitor:
+    async def open(cls, socket_path: Path, on_problem: OnDiskProblem) -> Monitor:
         """Connects and negotiates. Raises DriverError when QEMU does not answer or is not there."""
         client = QMPClient("vch")
         try:
@@ -47,7 +58,7 @@ class Monitor:
                 await client.connect(files.connect(socket_path))
         except (OSError, QMPError, TimeoutError) as error:
             raise DriverError(f"QEMU does not answer on its control socket: {error}") from error
-        return cls(client, on_block_error)
+        return cls(client, on_problem)
 
     async def close(self) -> None:
         self._watch.cancel()
@@ -62,6 +73,10 @@ class Monitor:
         if status in _OFF_STATES:
             return PowerState.OFF
         return PowerState.PAUSED if status in _PAUSED_STATES else PowerState.RUNNING
+
+    async def stalled(self) -> bool:
+        """Whether QEMU stopped the guest because the host's disk is full."""
+        return bool((await self._execute("query-status"))["status"] == _STALLED)
 
     async def pause(self) -> None:
         await self._execute("stop")
@@ -81,9 +96,10 @@ class Monitor:
         except (OSError, EOFError, QMPError) as error:
             raise DriverError(f"QEMU went away during {name}") from error
 
-    async def _watch_events(self, on_block_error: OnBlockError) -> None:
+    async def _watch_events(self, on_problem: OnDiskProblem) -> None:
         async for event in self._listener:
             data = cast(dict[str, Any], event["data"])
             no_space = bool(data.get("nospace"))
             reason = "no space is left on the host's disk" if no_space else str(data.get("reason", "unknown"))
-            on_block_error(f"{data.get('operation', 'I/O')} on disk {data.get('node-name', '')}: {reason}")
+            words = f"{data.get('operation', 'I/O')} on disk {data.get('node-name', '')}: {reason}"
+            on_problem(DiskProblem(words, no_space))
