@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from portlayer.agent import AgentError, AgentRpcError
 from portlayer.agent.errors import NOT_FOUND
 from portlayer.drivers.base import Machine, MachineDriver, PowerState
-from portlayer.errors import ConflictError, LaunchError, NotFoundError, PortLayerError, UnavailableError
+from portlayer.errors import ConflictError, DriverError, LaunchError, NotFoundError, PortLayerError, UnavailableError
 from portlayer.events import EventHub
 from portlayer.execution import health, process_spec, restarts, states
 from portlayer.execution.exec_process import ExecProcess
@@ -40,6 +40,9 @@ RECORD_VERSION = 1
 # After SIGKILL a guest has this long to report the end before its power is cut.
 _KILL_S = 10.0
 _STOP_CALL_S = 10.0
+_SIGNAL_S = 30.0
+# After a restart, a hypervisor that does not say so soon whether a machine runs is not waited for.
+_RECOVER_S = 10.0
 _MAX_ENDED_EXECS = 64
 _SAVE_RETRY_S = 1.0
 _log = logging.getLogger(__name__)
@@ -400,8 +403,10 @@ class Container:
         await asyncio.shield(exit_)
 
     async def _signal(self, signal: int) -> None:
+        patience_s = _KILL_S if signal == SIGKILL else _SIGNAL_S
+        request = tether_pb2.SignalRequest(process_id="init", signal=signal)
         try:
-            await self._live_run().client.signal(tether_pb2.SignalRequest(process_id="init", signal=signal))
+            await self._live_run().client.signal(request, timeout_s=patience_s)
         except AgentRpcError as error:
             if error.rpc_code == NOT_FOUND:
                 raise ConflictError(f"container {self.id} is not running") from error
@@ -453,6 +458,8 @@ class Container:
 
     async def remove(self, *, force: bool) -> None:
         """Destroys machine, disks and log. Raises ConflictError when it runs and `force` is not set."""
+        if force and self.state.status == states.STARTING:
+            await self._cut_power("it is removed while it starts")  # else a guest that hangs would be waited for
         if force and self.state.status in states.ACTIVE:
             with contextlib.suppress(ConflictError):
                 await self.kill(SIGKILL)
@@ -601,7 +608,7 @@ class Container:
     async def recover(self) -> None:
         """Takes up what a former port layer left; what needs time goes on in the background."""
         await asyncio.to_thread(self.log.open)
-        power = await self.machine.power_state()
+        power = await self._power_found()
         status = self.state.status
         if status == states.REMOVING:
             self._host.tasks.spawn(self._remove(), f"remove {self.id[:12]}")
@@ -623,6 +630,15 @@ class Container:
         if self.record.halted:
             return policy.kind == restarts.ALWAYS
         return restarts.wanted(policy, exit_code=state.exit_code, restarts=state.restart_count)
+
+    async def _power_found(self) -> PowerState:
+        """A machine that does not answer is taken for running: whoever takes it up finds out, and cuts its power."""
+        try:
+            async with asyncio.timeout(_RECOVER_S):
+                return await self.machine.power_state()
+        except (TimeoutError, DriverError) as error:
+            _log.warning("container %s: its machine does not answer: %s", self.id[:12], error)
+            return PowerState.RUNNING
 
     def _adopt(self, power: PowerState) -> None:
         if power is PowerState.PAUSED:

@@ -82,11 +82,8 @@ class Manager:
                 self._add(container)
                 if request_id := container.record.create_request_id:
                     self._requests[request_id] = _done(container)
-        for container in list(self._containers.values()):
-            try:
-                await container.recover()
-            except PortLayerError as error:
-                _log.error("container %s cannot be taken up: %s", container.id[:12], error)
+        # All at once: a machine that keeps one waiting must not keep the others.
+        await asyncio.gather(*(self._recover(container) for container in list(self._containers.values())))
 
     async def close(self) -> None:
         """Lets go of everything; machines go on."""
@@ -167,6 +164,12 @@ class Manager:
         process_spec.merge_environment([], spec.env)
         if spec.working_dir and not spec.working_dir.startswith("/"):
             raise InvalidArgumentError("Cwd must be an absolute path")
+
+    async def _recover(self, container: Container) -> None:
+        try:
+            await container.recover()
+        except PortLayerError as error:
+            _log.error("container %s cannot be taken up: %s", container.id[:12], error)
 
     # --- making
 

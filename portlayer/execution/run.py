@@ -21,7 +21,10 @@ from portlayer.logs.records import Record
 from tether.v1 import tether_pb2
 
 INIT = "init"
+# The guest broke its promises and was cut off.
 LOST_EXIT_CODE = 255
+# As for a process that was killed, which is what has become of the VM.
+VANISHED_EXIT_CODE = 137
 # Under software emulation on a busy host a boot can take very long; a VM that died ends the wait at once.
 _BOOT_TIMEOUT_S = 180.0
 _START_TIMEOUT_S = 120.0
@@ -113,7 +116,7 @@ class Run:
             off.cancel()
             with contextlib.suppress(asyncio.CancelledError, DriverError):
                 await off
-        return Ended(LOST_EXIT_CODE, error="the VM stopped without reporting an exit status")
+        return Ended(VANISHED_EXIT_CODE, error="the VM stopped without reporting an exit status")
 
     async def settle(self) -> None:
         """The exit is recorded: lets the agent power its VM off in order, and cuts the power if it does not."""

@@ -25,6 +25,8 @@ class FakeMachine:
         self.paused = False
         self.fail_next: dict[str, Exception] = {}
         self.boots = True
+        # What the agent will hear and not answer.
+        self.mute: set[str] = set()
         self._off = asyncio.Event()
         self._off.set()
         self._connections: set[asyncio.Task[None]] = set()
@@ -55,6 +57,7 @@ class FakeMachine:
         self._maybe_fail("power_on")
         if self.agent is None:
             self.agent = FakeAgent(self._cut)
+            self.agent.mute |= self.mute
             self._off.clear()
             if not self.boots:
                 self._cut()

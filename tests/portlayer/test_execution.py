@@ -9,6 +9,7 @@ import pytest
 from fake_agent import FakeAgent
 from fake_driver import FakeMachine
 
+from portlayer.drivers.base import PowerState
 from portlayer.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -19,6 +20,7 @@ from portlayer.errors import (
     UnavailableError,
 )
 from portlayer.execution import Container, states
+from portlayer.execution import container as container_module
 from portlayer.logs import LogQuery, read
 from portlayer.v1 import execution_pb2, types_pb2
 
@@ -100,7 +102,7 @@ async def test_a_vm_that_vanishes_is_no_clean_exit(host: Host) -> None:
     ending = container.next_exit()
     await container.machine.power_off()
     ended = await ending
-    assert ended.exit_code == 255
+    assert ended.exit_code == 137
     assert "without reporting an exit status" in ended.error
 
 
@@ -343,7 +345,7 @@ async def test_a_vm_that_ended_during_the_outage(host: Host) -> None:
     async with asyncio.timeout(5):
         if again.state.status != states.EXITED:
             await asyncio.shield(again.next_exit())
-    assert again.state.exit_code == 255
+    assert again.state.exit_code == 137
     assert await again.start() is True
     await again.remove(force=True)
 
@@ -380,3 +382,53 @@ async def test_a_broken_record_harms_nobody_else(host: Host) -> None:
     await host.restart()
     assert [one.id for one in host.manager.containers()] == [fine.id]
     assert broken.id in host.driver.machines
+
+
+async def test_a_silent_guest_is_killed_all_the_same(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are not affected, and the end is that of a process that was killed."""
+    monkeypatch.setattr(container_module, "_KILL_S", 0.05)
+    silent, other = await host.create("stubborn"), await host.create("stubborn")
+    await asyncio.gather(silent.start(), other.start())
+    agent_of(silent).mute.update({"Signal", "Stop", "Exec", "Hello"})
+    ending = silent.next_exit()
+    async with asyncio.timeout(5):
+        await silent.remove(force=True)
+        assert (await ending).exit_code == 137
+    assert other.state.status == states.RUNNING
+    assert silent.id not in host.driver.machines
+
+
+async def test_a_guest_that_hangs_in_its_boot_can_be_removed(host: Host) -> None:
+    container = await host.create("stubborn")
+    machine = container.machine
+    assert isinstance(machine, FakeMachine)
+    machine.mute = {"Hello"}
+    starting = asyncio.create_task(container.start())
+    while machine.agent is None or "Hello" not in machine.agent.requests:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await container.remove(force=True)
+        with pytest.raises(UnavailableError):
+            await starting
+    assert not host.driver.machines
+
+
+async def test_a_machine_that_does_not_answer_keeps_nobody_waiting(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new port layer takes it for running, and the others up at once."""
+    monkeypatch.setattr(container_module, "_RECOVER_S", 0.05)
+    hung = [await host.create("stubborn") for _ in range(3)]
+    well = await host.create("stubborn")
+    await asyncio.gather(*(one.start() for one in (*hung, well)))
+
+    async def never() -> PowerState:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    for one in hung:
+        monkeypatch.setattr(one.machine, "power_state", never)
+    async with asyncio.timeout(5):
+        manager = await host.restart()
+        assert manager.get(well.id).state.status == states.RUNNING
+        for one in hung:
+            await manager.get(one.id).remove(force=True)
+    assert list(host.driver.machines) == [well.id]
