@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 from personality.api.containers import get_container
 from personality.api.streams import Pump, content_type, frame, open_call
@@ -13,7 +14,10 @@ from personality.errors import DockerError
 from personality.http.messages import Hijack, Request, Response, Stream
 from personality.http.router import Route
 from personality.times import parse_time
+from personality.translate import describe
+from personality.translate.log_options import Detailed, details
 from portlayer.v1 import interaction_pb2 as pb
+from portlayer.v1 import types_pb2
 
 # More lines than any log has are all of them.
 _LINES = re.compile(r"\d{1,18}", re.ASCII)
@@ -53,6 +57,8 @@ async def logs(request: Request, backend: Backend) -> Response:
     if container.spec.log.disabled:
         raise DockerError(501, "configured logging driver does not support reading")
     terminal = container.spec.process.terminal
+    stamped = query.flag("timestamps")
+    detailed = Detailed(_details(container), stamped=stamped) if query.flag("details") else None
     call = backend.interaction.ReadLogs(
         pb.ReadLogsRequest(
             container=container.id,
@@ -62,7 +68,7 @@ async def logs(request: Request, backend: Backend) -> Response:
             since_unix_ns=since_ns,
             until_unix_ns=until_ns,
             tail=tail,
-            timestamps=query.flag("timestamps"),
+            timestamps=stamped,
         )
     )
 
@@ -70,11 +76,17 @@ async def logs(request: Request, backend: Backend) -> Response:
         try:
             yield b""
             async for piece in call:
-                yield piece.data if terminal else frame(piece.stream, piece.data)
+                data = detailed.lines(piece.stream, piece.data) if detailed else piece.data
+                yield data if terminal else frame(piece.stream, data)
         finally:
             call.cancel()
 
     return Stream(chunks(), content_type(request, terminal=terminal))
+
+
+def _details(container: types_pb2.Container) -> bytes:
+    host: dict[str, Any] = describe.given(container).get("HostConfig") or {}
+    return details(container, (host.get("LogConfig") or {}).get("Config") or {})
 
 
 def _tail(text: str) -> int | None:

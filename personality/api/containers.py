@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 
 from personality.api.filters import match_labels
 from personality.api.images import image_for_platform
 from personality.backend import Backend
-from personality.errors import DockerError
+from personality.errors import DockerError, NotServed, from_rpc
 from personality.http.messages import Reply, Request, Response, Stream
 from personality.http.router import Route
 from personality.times import parse_time
 from personality.translate import describe, processes, selection
-from personality.translate.bodies import ContainerBody
-from personality.translate.create import container_spec
+from personality.translate.bodies import ContainerBody, HostConfig
+from personality.translate.create import NOT_ASKED, container_spec
+from personality.translate.policies import restart_policy
 from personality.translate.signals import parse_signal
 from portlayer.v1 import execution_pb2 as pb
 from portlayer.v1 import storage_pb2, types_pb2
@@ -73,7 +75,9 @@ async def list_containers(request: Request, backend: Backend) -> Response:
     filters = request.query.filters(selection.ACCEPTED)
     listed = (await backend.execution.ListContainers(pb.ListContainersRequest())).containers
     limit = request.query.integer("limit")
-    chosen = selection.select(list(listed), filters, all_=request.query.flag("all"), limit=limit)
+    ancestors = await _image_ids(backend, filters.get("ancestor", ()))
+    all_ = request.query.flag("all")
+    chosen = selection.select(list(listed), filters, all_=all_, limit=limit, ancestors=ancestors)
     if not request.query.flag("size"):
         return Reply(body=[describe.summary(one) for one in chosen])
     summaries = []
@@ -104,6 +108,18 @@ async def _image_bytes(backend: Backend, image_id: str) -> int:
             return 0
         raise
     return int(found.image.size_bytes)
+
+
+async def _image_ids(backend: Backend, names: Iterable[str]) -> dict[str, str]:
+    """By name, of those that exist."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = (await backend.storage.GetImage(storage_pb2.GetImageRequest(name=name))).image.id
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                raise
+    return found
 
 
 async def inspect(request: Request, backend: Backend) -> Response:
@@ -160,9 +176,8 @@ async def kill(request: Request, backend: Backend) -> Response:
     try:
         await backend.execution.KillContainer(pb.KillContainerRequest(container=name, signal=signal))
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-            raise DockerError(409, f"cannot kill container: {name}: {error.details()}") from error
-        raise
+        failed = from_rpc(error)
+        raise DockerError(failed.status, f"cannot kill container: {name}: {failed.message}") from error
     return Reply(204)
 
 
@@ -184,6 +199,19 @@ async def rename(request: Request, backend: Backend) -> Response:
         pb.RenameContainerRequest(container=request.params["name"], new_name=new_name)
     )
     return Reply(204)
+
+
+async def update(request: Request, backend: Backend) -> Response:
+    body = await request.decode(HostConfig)
+    given = msgspec.to_builtins(body)
+    for name, value in given.items():
+        if name != "RestartPolicy" and value not in NOT_ASKED:
+            raise NotServed(f"{name} cannot be changed: the size of a container's VM is fixed when it is created")
+    wanted = pb.UpdateContainerRequest(container=request.params["name"])
+    if body.restart_policy is not None and body.restart_policy.name:
+        wanted.restart.CopyFrom(restart_policy(body.restart_policy))
+    await backend.execution.UpdateContainer(wanted)
+    return Reply(body={"Warnings": []})
 
 
 async def resize(request: Request, backend: Backend) -> Response:
@@ -279,6 +307,7 @@ ROUTES = [
     Route("POST", "/containers/{name}/pause", pause),
     Route("POST", "/containers/{name}/unpause", unpause),
     Route("POST", "/containers/{name}/rename", rename),
+    Route("POST", "/containers/{name}/update", update),
     Route("POST", "/containers/{name}/resize", resize),
     Route("POST", "/containers/{name}/wait", wait),
     Route("DELETE", "/containers/{name}", remove),

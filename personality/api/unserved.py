@@ -31,7 +31,6 @@ _NOT_SERVED = {
     _COPY: [(method, "/containers/{id}/archive") for method in ("GET", "HEAD", "PUT")],
     "the changes of a container's file system are not served yet": [("GET", "/containers/{id}/changes")],
     "exporting a container's file system is not served yet": [("GET", "/containers/{id}/export")],
-    "changing a container's resources is not served yet": [("POST", "/containers/{id}/update")],
     _WEBSOCKET: [("GET", "/containers/{id}/attach/ws")],
     _PLUGINS: [
         ("GET", "/plugins/privileges"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 
 from personality.errors import DockerError, NotServed
 from personality.translate.bodies import ContainerBody, HostConfig, Mount, NetworkingConfig, TmpfsOptions
+from personality.translate.log_options import log_config
+from personality.translate.policies import health_check, restart_policy
 from personality.translate.signals import parse_signal
+from personality.translate.sizes import parse_size
 from portlayer.v1 import types_pb2
 
 FRONTEND = "docker"
@@ -17,11 +19,7 @@ _MAX_FRONTEND_BYTES = 60 << 10
 _MAX_TIMEOUT_S = (1 << 31) - 1
 _MAX_UINT64 = (1 << 64) - 1
 _LOOPBACK_MODES = frozenset({"", "default", "bridge", "none"})
-_LOG_DRIVERS = frozenset({"", "json-file", "local", "none"})
 _RUNTIMES = frozenset({"", "qemu", "runc", "io.containerd.runc.v2"})
-_SIZE = re.compile(r"(\d{1,18})\s*([kmgt]?)i?b?", re.IGNORECASE | re.ASCII)
-_COUNT = re.compile(r"\d{1,18}", re.ASCII)
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _NO_PORTS = "publishing ports is not served yet: a container's network is its loopback so far"
 _NO_ADDRESSES = "choosing addresses is not served yet: a container's network is its loopback so far"
 _NO_VOLUMES = "volumes and bind mounts are not served yet: put the data into an image, or send it by docker exec"
@@ -33,8 +31,8 @@ _NO_EFFECT = (
     *("CgroupParent", "BlkioWeight", "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps"),
     *("BlkioDeviceReadIOps", "BlkioDeviceWriteIOps", "IOMaximumIOps", "IOMaximumBandwidth", "DeviceCgroupRules"),
 )
-_NOT_ASKED: tuple[object, ...] = (None, False, 0, -1, "", [])
-_KEPT = ("AttachStdin", "AttachStdout", "AttachStderr", "Volumes", "ExposedPorts", "Healthcheck", "HostConfig")
+NOT_ASKED: tuple[object, ...] = (None, False, 0, -1, "", [])
+_KEPT = ("AttachStdin", "AttachStdout", "AttachStderr", "Volumes", "ExposedPorts", "HostConfig")
 
 
 def container_spec(body: ContainerBody) -> tuple[types_pb2.ContainerSpec, list[str]]:
@@ -62,12 +60,14 @@ def container_spec(body: ContainerBody) -> tuple[types_pb2.ContainerSpec, list[s
         dns_options=host.dns_options or (),
         sysctls=host.sysctls or {},
         auto_remove=bool(host.auto_remove),
-        log=_log(host),
+        log=log_config(host.log_config),
+        restart=restart_policy(host.restart_policy),
+        health_check=health_check(body.healthcheck),
         frontend_data={FRONTEND: _frontend_data(body)},
     )
     if body.stop_timeout is not None:
         spec.stop_timeout_s = min(max(0, body.stop_timeout), _MAX_TIMEOUT_S)
-    return spec, _warnings(body, host)
+    return spec, _warnings(host)
 
 
 def _process(body: ContainerBody, host: HostConfig) -> types_pb2.ProcessConfig:
@@ -109,7 +109,7 @@ def _resources(host: HostConfig) -> types_pb2.Resources:
         memory_bytes=_positive("Memory", host.memory),
         nano_cpus=nano_cpus,
         pids_limit=max(0, host.pids_limit or 0),
-        disk_bytes=_size(size) if size else 0,
+        disk_bytes=parse_size(size) if size else 0,
     )
 
 
@@ -146,32 +146,6 @@ def _host_line(entry: str) -> str:
     return f"{address.strip('[]')} {name}"
 
 
-def _log(host: HostConfig) -> types_pb2.LogConfig:
-    given = host.log_config
-    kind = (given.type if given else "") or ""
-    if kind not in _LOG_DRIVERS:
-        raise DockerError(400, f"logger: no log driver named '{kind}' is registered")
-    options = (given.config if given else None) or {}
-    unknown = set(options) - {"max-size", "max-file", "compress"}
-    if unknown:
-        raise DockerError(400, f"unknown log opt '{sorted(unknown)[0]}' for {kind or 'json-file'} log driver")
-    files = options.get("max-file", "0")
-    if not _COUNT.fullmatch(files):
-        raise DockerError(400, f"invalid max-file: {files}")
-    return types_pb2.LogConfig(
-        max_file_bytes=_size(options["max-size"]) if options.get("max-size", "-1") != "-1" else 0,
-        max_files=min(int(files), 1000),
-        disabled=kind == "none",
-    )
-
-
-def _size(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise DockerError(400, f"invalid size: '{text}'")
-    return min(int(match[1]) * _UNITS[match[2].lower()], _MAX_UINT64)
-
-
 def _no_new_privileges(host: HostConfig) -> bool:
     wanted = False
     for option in host.security_opt or ():
@@ -202,11 +176,10 @@ def _refuse(body: ContainerBody, host: HostConfig) -> None:
         raise NotServed(_NO_ADDRESSES)
     if host.links:
         raise NotServed("links are not served: a container's network is its loopback so far")
-    if host.restart_policy and (host.restart_policy.name or "no") != "no":
-        raise NotServed("restart policies are not served yet")
     if host.devices or host.device_requests:
         raise NotServed("devices of the host cannot be given to a container: it is a VM of its own")
-    for what, value in (("PID", host.pid_mode), ("IPC", host.ipc_mode), ("UTS", host.uts_mode)):
+    namespaces = {"PID": host.pid_mode, "IPC": host.ipc_mode, "UTS": host.uts_mode, "cgroup": host.cgroupns_mode}
+    for what, value in namespaces.items():
         if (value or "private") not in ("private", "shareable", "none"):
             raise NotServed(f"sharing the {what} namespace ({value}) is impossible: a container is a VM of its own")
     if (host.runtime or "") not in _RUNTIMES:
@@ -215,16 +188,11 @@ def _refuse(body: ContainerBody, host: HostConfig) -> None:
         raise DockerError(400, f"invalid isolation '{host.isolation}': here it is always a VM")
 
 
-def _warnings(body: ContainerBody, host: HostConfig) -> list[str]:
+def _warnings(host: HostConfig) -> list[str]:
     given = msgspec.to_builtins(host)
-    warnings = [
-        f"{name} has no effect: the container is a VM of its own"
-        for name in _NO_EFFECT
-        if given[name] not in _NOT_ASKED
+    return [
+        f"{name} has no effect: the container is a VM of its own" for name in _NO_EFFECT if given[name] not in NOT_ASKED
     ]
-    if body.healthcheck and body.healthcheck.test not in (None, [], ["NONE"]):
-        warnings.append("health checks are kept but not run yet")
-    return warnings
 
 
 def _frontend_data(body: ContainerBody) -> bytes:

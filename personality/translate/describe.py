@@ -9,20 +9,22 @@ from typing import Any
 from personality.times import rfc3339
 from personality.translate.create import FRONTEND
 from personality.translate.durations import human
+from personality.translate.policies import described_check, described_health, described_policy, health_word
 from personality.translate.signals import signal_name
 from portlayer.v1 import types_pb2
 
 _WORDS = {
     types_pb2.CONTAINER_STATUS_CREATED: "created",
-    types_pb2.CONTAINER_STATUS_STARTING: "created",
     types_pb2.CONTAINER_STATUS_RUNNING: "running",
     types_pb2.CONTAINER_STATUS_STOPPING: "running",
     types_pb2.CONTAINER_STATUS_PAUSED: "paused",
     types_pb2.CONTAINER_STATUS_EXITED: "exited",
     types_pb2.CONTAINER_STATUS_REMOVING: "removing",
     types_pb2.CONTAINER_STATUS_DEAD: "dead",
+    types_pb2.CONTAINER_STATUS_RESTARTING: "restarting",
 }
-_RUNNING = frozenset({"running", "paused"})
+# To Docker's users a container that waits to be started again runs.
+_RUNNING = frozenset({"running", "paused", "restarting"})
 # What inspect shows of HostConfig when the client gave nothing; a client's own values are laid over it.
 _HOST_CONFIG: dict[str, Any] = {
     "Binds": None,
@@ -66,6 +68,8 @@ _HOST_CONFIG: dict[str, Any] = {
     "CpuQuota": 0,
     "CpusetCpus": "",
     "CpusetMems": "",
+    "DeviceCgroupRules": None,
+    "DeviceRequests": None,
     "Devices": [],
     "MemoryReservation": 0,
     "MemorySwap": 0,
@@ -76,12 +80,16 @@ _HOST_CONFIG: dict[str, Any] = {
 
 
 def status_word(container: types_pb2.Container) -> str:
-    """ "created", "running", "paused", "exited", "removing" or "dead"."""
-    return _WORDS.get(container.state.status, "dead")
+    """ "created", "running", "paused", "restarting", "exited", "removing" or "dead"."""
+    state = container.state
+    if state.status == types_pb2.CONTAINER_STATUS_STARTING:
+        # As it was before: while a VM boots, nothing of the container is there yet.
+        return "restarting" if state.restart_count else "exited" if state.started_unix_ns else "created"
+    return _WORDS.get(state.status, "dead")
 
 
 def is_running(container: types_pb2.Container) -> bool:
-    """Running or paused."""
+    """Running, paused or about to run again."""
     return status_word(container) in _RUNNING
 
 
@@ -89,11 +97,18 @@ def status_text(container: types_pb2.Container, now_ns: int | None = None) -> st
     """ "Up 5 seconds", "Exited (0) 2 minutes ago"."""
     state, word = container.state, status_word(container)
     now_ns = time.time_ns() if now_ns is None else now_ns
-    if word in _RUNNING:
-        return f"Up {human((now_ns - state.started_unix_ns) / 1e9)}{' (Paused)' if word == 'paused' else ''}"
-    if word == "exited":
-        return f"Exited ({state.exit_code}) {human((now_ns - state.finished_unix_ns) / 1e9)} ago"
+    if word in ("running", "paused"):
+        return f"Up {human((now_ns - state.started_unix_ns) / 1e9)}{_remark(state, word)}"
+    if word in ("exited", "restarting"):
+        return f"{word.capitalize()} ({state.exit_code}) {human((now_ns - state.finished_unix_ns) / 1e9)} ago"
     return {"created": "Created", "removing": "Removal In Progress"}.get(word, "Dead")
+
+
+def _remark(state: types_pb2.ContainerState, word: str) -> str:
+    if word == "paused":
+        return " (Paused)"
+    health = health_word(state)
+    return {"none": "", "starting": " (health: starting)"}.get(health, f" ({health})")
 
 
 def given(container: types_pb2.Container) -> dict[str, Any]:
@@ -119,16 +134,24 @@ def summary(container: types_pb2.Container) -> dict[str, Any]:
         "Names": [f"/{container.name}"],
         "Image": container.spec.image,
         "ImageID": container.image_id,
-        "Command": " ".join(command(container)),
+        "Command": _command_line(container),
         "Created": container.state.created_unix_ns // 1_000_000_000,
         "Ports": [],
         "Labels": dict(container.spec.labels),
         "State": status_word(container),
         "Status": status_text(container),
         "HostConfig": {"NetworkMode": _network_mode(given(container))},
-        "NetworkSettings": {"Networks": {"none": _endpoint()}},
+        "NetworkSettings": {
+            "Networks": {"none": {key: value for key, value in _endpoint().items() if value is not None}}
+        },
         "Mounts": [],
     }
+
+
+def _command_line(container: types_pb2.Container) -> str:
+    """As Docker's lists show it: arguments with spaces in quotes, whatever else is in them."""
+    program, *arguments = command(container) or [""]
+    return " ".join([program, *(f"'{each}'" if " " in each else each for each in arguments)])
 
 
 def inspect(container: types_pb2.Container) -> dict[str, Any]:
@@ -163,6 +186,11 @@ def inspect(container: types_pb2.Container) -> dict[str, Any]:
             "SandboxID": "",
             "SandboxKey": "",
             "Ports": {},
+            "HairpinMode": False,
+            "LinkLocalIPv6Address": "",
+            "LinkLocalIPv6PrefixLen": 0,
+            "SecondaryIPAddresses": None,
+            "SecondaryIPv6Addresses": None,
             "EndpointID": "",
             "Gateway": "",
             "GlobalIPv6Address": "",
@@ -178,11 +206,11 @@ def inspect(container: types_pb2.Container) -> dict[str, Any]:
 
 def _state(container: types_pb2.Container) -> dict[str, Any]:
     state, word = container.state, status_word(container)
-    return {
+    described = {
         "Status": word,
         "Running": word in _RUNNING,
         "Paused": word == "paused",
-        "Restarting": False,
+        "Restarting": word == "restarting",
         "OOMKilled": state.oom_killed,
         "Dead": word == "dead",
         "Pid": state.pid if word in _RUNNING else 0,
@@ -191,6 +219,9 @@ def _state(container: types_pb2.Container) -> dict[str, Any]:
         "StartedAt": rfc3339(state.started_unix_ns),
         "FinishedAt": rfc3339(state.finished_unix_ns),
     }
+    if health_word(state) != "none":
+        described["Health"] = described_health(state)
+    return described
 
 
 def _config(container: types_pb2.Container, said: dict[str, Any]) -> dict[str, Any]:
@@ -217,9 +248,10 @@ def _config(container: types_pb2.Container, said: dict[str, Any]) -> dict[str, A
     }
     if spec.HasField("stop_timeout_s"):
         config["StopTimeout"] = spec.stop_timeout_s
-    for key in ("ExposedPorts", "Healthcheck"):
-        if said.get(key):
-            config[key] = said[key]
+    if said.get("ExposedPorts"):
+        config["ExposedPorts"] = said["ExposedPorts"]
+    if check := described_check(spec.health_check):
+        config["Healthcheck"] = check
     return config
 
 
@@ -231,8 +263,18 @@ def _host_config(container: types_pb2.Container, said: dict[str, Any]) -> dict[s
     merged["Memory"] = container.spec.resources.memory_bytes
     merged["Runtime"] = merged["Runtime"] or "qemu"
     merged["ShmSize"] = container.spec.shm_size_bytes or 64 << 20
-    if not merged["LogConfig"].get("Type"):
-        merged["LogConfig"] = _HOST_CONFIG["LogConfig"]
+    merged["RestartPolicy"] = described_policy(container.spec.restart)
+    merged["LogConfig"] = {
+        "Type": merged["LogConfig"].get("Type") or "json-file",
+        "Config": merged["LogConfig"].get("Config") or {},
+    }
+    for key in ("IpcMode", "CgroupnsMode"):
+        merged[key] = merged[key] or "private"
+    # No limit, in the words of the CLI and in the API's.
+    if merged.get("MemorySwappiness") == -1:
+        del merged["MemorySwappiness"]
+    if (merged["PidsLimit"] or 0) <= 0:
+        merged["PidsLimit"] = None
     return merged
 
 
@@ -243,6 +285,11 @@ def _network_mode(said: dict[str, Any]) -> str:
 
 def _endpoint() -> dict[str, Any]:
     return {
+        "IPAMConfig": None,
+        "Links": None,
+        "Aliases": None,
+        "DriverOpts": None,
+        "DNSNames": None,
         "MacAddress": "",
         "GwPriority": 0,
         "NetworkID": "",

@@ -13,7 +13,7 @@ _FULL = ("uid", "pid", "ppid", "c", "stime", "tty", "time", "cmd")
 _LONG_USER = ("user", "pid", "pcpu", "pmem", "vsz", "rss", "tty", "stat", "start", "bsdtime", "command")
 _SHORT = ("pid", "tty", "time", "comm")
 _ALIASES = {
-    "args": "cmd", "command": "command", "ucmd": "comm", "tname": "tty", "tt": "tty", "%cpu": "pcpu", "%mem": "pmem",
+    "args": "command", "ucmd": "comm", "tname": "tty", "tt": "tty", "%cpu": "pcpu", "%mem": "pmem",
     "euser": "user", "ruser": "user", "euid": "uid_number", "vsize": "vsz", "rssize": "rss", "s": "state",
     "cputime": "time", "ni": "nice", "nlwp": "thcount", "lstart": "start", "etimes": "etime",
 }  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from personality.api.filters import match_labels, truth
 from personality.errors import DockerError
 from personality.translate.describe import is_running, status_word
+from personality.translate.policies import HEALTH_STATES, health_word
 from portlayer.v1 import types_pb2
 
 ACCEPTED = frozenset(
@@ -20,12 +21,23 @@ _STATUSES = frozenset({"created", "restarting", "running", "removing", "paused",
 
 
 def select(
-    containers: Sequence[types_pb2.Container], filters: dict[str, list[str]], *, all_: bool, limit: int
+    containers: Sequence[types_pb2.Container],
+    filters: dict[str, list[str]],
+    *,
+    all_: bool,
+    limit: int,
+    ancestors: Mapping[str, str],
 ) -> list[types_pb2.Container]:
-    """Those that match, newest first. Raises DockerError 400 for a filter that makes no sense."""
+    """Those that match, newest first; `ancestors` are the ids of the images that the "ancestor" filter names.
+
+    Raises DockerError 400 for a filter that makes no sense.
+    """
     for status in filters.get("status", ()):
         if status not in _STATUSES:
             raise DockerError(400, f"invalid filter 'status={status}'")
+    for health in filters.get("health", ()):
+        if health not in HEALTH_STATES:
+            raise DockerError(400, f"invalid filter 'health={health}'")
     is_task = truth(filters, "is-task")
     everything = all_ or limit > 0 or any(filters.get(name) for name in ("status", "exited"))
     before, since = (_reference(containers, filters.get(name)) for name in ("before", "since"))
@@ -38,6 +50,7 @@ def select(
         and is_task is not True
         and (before is None or one.state.created_unix_ns < before)
         and (since is None or one.state.created_unix_ns > since)
+        and _any(filters.get("ancestor"), lambda value, one=one: _made_from(one, value, ancestors.get(value)))
         and _matches(one, filters, names, exits)
     ]
     chosen.sort(key=lambda one: one.state.created_unix_ns, reverse=True)
@@ -53,9 +66,8 @@ def _matches(
         and _any(filters.get("status"), lambda value: value == status_word(one))
         and (not exits or (status_word(one) == "exited" and one.state.exit_code in exits))
         and match_labels(filters.get("label", ()), one.spec.labels)
-        and _any(filters.get("ancestor"), lambda value: _made_from(one, value))
         and _any(filters.get("network"), lambda value: value in ("none", "bridge", "default"))
-        and _any(filters.get("health"), lambda value: value == "none")
+        and _any(filters.get("health"), lambda value: value == health_word(one.state))
         # No container has volumes or ports yet.
         and not any(filters.get(name) for name in ("volume", "publish", "expose"))
     )
@@ -65,7 +77,10 @@ def _any(values: list[str] | None, holds: object) -> bool:
     return not values or any(holds(value) for value in values)  # type: ignore[operator]
 
 
-def _made_from(one: types_pb2.Container, name: str) -> bool:
+def _made_from(one: types_pb2.Container, name: str, image: str | None) -> bool:
+    """By the image that has the name now; of a name that none has, by what was said when it was created."""
+    if image is not None:
+        return one.image_id == image
     bare = name.removeprefix("sha256:")
     image_id = one.image_id.removeprefix("sha256:")
     same = {one.spec.image, f"{one.spec.image}:latest", one.spec.image.removesuffix(":latest")}

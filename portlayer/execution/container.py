@@ -117,7 +117,7 @@ class Container:
         """A copy for clients."""
         container = types_pb2.Container()
         container.CopyFrom(self.record.container)
-        container.exec_ids.extend(one.id for one in self.execs.values())
+        container.exec_ids.extend(one.id for one in self.execs.values() if not one.ended.is_set())
         return container
 
     def emit(self, action: str, attributes: Mapping[str, str] | None = None) -> None:

@@ -15,6 +15,9 @@ from portlayer.logs import Chunk
 from portlayer.v1 import execution_pb2
 from tether.v1 import tether_pb2
 
+# Why a launch failed, when it is neither "not found" nor "not executable": Docker has another code for execs.
+_OTHER, _EXEC_OTHER = 128, 126
+
 
 class ExecProcess:
     """Prepared once, started at most once. Its output goes to whoever is attached, or nowhere."""
@@ -53,10 +56,11 @@ class ExecProcess:
             raise
         if response.HasField("failure"):
             failure = launch_error(response.failure, "container process")
-            self._end(failure.exit_code)
+            exit_code = failure.exit_code if failure.exit_code != _OTHER else _EXEC_OTHER
+            self._end(exit_code)
             raise LaunchError(
                 f"OCI runtime exec failed: exec failed: {failure}",
-                exit_code=failure.exit_code,
+                exit_code=exit_code,
                 errno=failure.errno,
                 step=failure.step,
             )

@@ -184,7 +184,7 @@ def capabilities(spec: types_pb2.ContainerSpec) -> list[str]:
 def _capability(name: str) -> str:
     short = name.upper().removeprefix("CAP_")
     if short != "ALL" and short not in ALL_CAPABILITIES:
-        raise InvalidArgumentError(f"unknown capability {name!r}")
+        raise InvalidArgumentError(f'unknown capability: "{name}"')
     return short
 
 
@@ -203,8 +203,10 @@ def _check(spec: types_pb2.ContainerSpec) -> None:
     if len(spec.hostname) > 63:
         raise InvalidArgumentError(f"the host name {spec.hostname!r} is longer than 63 characters")
     for mount in spec.tmpfs:
-        if not mount.target.startswith("/") or mount.target == "/":
-            raise InvalidArgumentError(f"invalid tmpfs target {mount.target!r}: it must be an absolute path, not /")
+        if not mount.target.startswith("/"):
+            raise InvalidArgumentError(f"invalid mount path: '{mount.target}' mount path must be absolute")
+        if not mount.target.strip("/"):
+            raise InvalidArgumentError("invalid tmpfs mount: destination can't be '/'")
     for limit in process.ulimits:
         if limit.name not in _ULIMITS:
             raise InvalidArgumentError(f"invalid ulimit type: {limit.name}")

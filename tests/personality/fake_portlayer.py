@@ -415,6 +415,13 @@ class _Execution(execution_pb2_grpc.ExecutionServiceServicer):
         container.name = request.new_name
         return execution_pb2.RenameContainerResponse()
 
+    async def UpdateContainer(self, request: Any, context: Any) -> Any:
+        await self._fake.enter("UpdateContainer", request, context)
+        container = await self._fake.container(request.container, context)
+        if request.HasField("restart"):
+            container.spec.restart.CopyFrom(request.restart)
+        return execution_pb2.UpdateContainerResponse()
+
     async def RemoveContainer(self, request: Any, context: Any) -> Any:
         await self._fake.enter("RemoveContainer", request, context)
         container = await self._fake.container(request.container, context)

@@ -344,7 +344,7 @@ async def test_what_needs_a_running_container(http: HttpClient, fake: FakePortLa
         ({}, ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]),
         ({"ps_args": "-ef"}, ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]),
         ({"ps_args": "aux"}, ["USER", "PID", "%CPU", "%MEM", "VSZ", "RSS", "TTY", "STAT", "START", "TIME", "COMMAND"]),
-        ({"ps_args": "-o pid,args"}, ["PID", "CMD"]),
+        ({"ps_args": "-o pid,args"}, ["PID", "COMMAND"]),
         ({"ps_args": "-eo pid,ppid,comm"}, ["PID", "PPID", "COMMAND"]),
         ({"ps_args": "-opid"}, ["PID"]),
     ],

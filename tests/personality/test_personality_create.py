@@ -175,7 +175,7 @@ async def test_what_has_no_effect_is_said(http: HttpClient, host: dict[str, Any]
 async def test_a_health_check_is_kept(http: HttpClient) -> None:
     check = {"Test": ["CMD", "true"], "Interval": 5_000_000_000, "Retries": 3}
     answer = await _create(http, {"Healthcheck": check})
-    assert answer.json()["Warnings"] == ["health checks are kept but not run yet"]
+    assert answer.json()["Warnings"] == []
     inspected = (await http.get(f"/containers/{answer.json()['Id']}/json")).json()
     assert inspected["Config"]["Healthcheck"] == check
     assert (await _create(http, {"Healthcheck": {"Test": ["NONE"]}})).json()["Warnings"] == []
@@ -228,7 +228,7 @@ async def test_nothing_in_particular_is_taken(http: HttpClient, host: dict[str, 
         ({"HostConfig": {"VolumesFrom": ["x"]}}, 501, "volumes and bind mounts are not served"),
         ({"HostConfig": {"Mounts": [{"Type": "bind", "Target": "/a", "Source": "/"}]}}, 501, "volumes and bind mounts"),
         ({"HostConfig": {"Links": ["a:b"]}}, 501, "links are not served"),
-        ({"HostConfig": {"RestartPolicy": {"Name": "always"}}}, 501, "restart policies are not served"),
+        ({"HostConfig": {"CgroupnsMode": "host"}}, 501, "sharing the cgroup namespace (host) is impossible"),
         ({"HostConfig": {"Devices": [{"PathOnHost": "/dev/kvm"}]}}, 501, "devices of the host"),
         ({"HostConfig": {"DeviceRequests": [{"Count": -1}]}}, 501, "devices of the host"),
         ({"HostConfig": {"PidMode": "host"}}, 501, "sharing the PID namespace (host) is impossible"),
@@ -237,7 +237,12 @@ async def test_nothing_in_particular_is_taken(http: HttpClient, host: dict[str, 
         ({"HostConfig": {"Runtime": "kata"}}, 400, "unknown or invalid runtime name: kata"),
         ({"HostConfig": {"Isolation": "hyperv"}}, 400, "invalid isolation 'hyperv'"),
         ({"HostConfig": {"LogConfig": {"Type": "gelf"}}}, 400, "no log driver named 'gelf' is registered"),
-        ({"HostConfig": {"LogConfig": {"Config": {"labels": "x"}}}}, 400, "unknown log opt 'labels'"),
+        ({"HostConfig": {"LogConfig": {"Config": {"magic": "x"}}}}, 400, "unknown log opt 'magic'"),
+        ({"HostConfig": {"LogConfig": {"Config": {"max-file": "0"}}}}, 400, "max-file cannot be less than 1"),
+        ({"HostConfig": {"LogConfig": {"Config": {"mode": "fast"}}}}, 400, "logging mode not supported: fast"),
+        ({"HostConfig": {"LogConfig": {"Config": {"tag": "{{.Secret}}"}}}}, 400, "no field .Secret"),
+        ({"HostConfig": {"LogConfig": {"Config": {"tag": "{{if x}}"}}}}, 400, "only fields such as {{.Name}}"),
+        ({"HostConfig": {"LogConfig": {"Config": {"env-regex": "("}}}}, 400, "invalid env-regex"),
         ({"HostConfig": {"LogConfig": {"Config": {"max-file": "²"}}}}, 400, "invalid max-file"),
         ({"HostConfig": {"LogConfig": {"Config": {"max-file": "9" * 5000}}}}, 400, "invalid max-file"),
         ({"HostConfig": {"LogConfig": {"Config": {"max-size": "big"}}}}, 400, "invalid size"),

@@ -119,7 +119,6 @@ def test_every_documented_endpoint_has_a_route(method: str, path: str) -> None:
         ("GET", "/containers/x/changes"),
         ("HEAD", "/containers/x/archive"),
         ("PUT", "/containers/x/archive"),
-        ("POST", "/containers/x/update"),
         ("POST", "/plugins/pull"),
         ("POST", "/swarm/init"),
     ],
