@@ -59,7 +59,7 @@ class ExecProcess:
             exit_code = failure.exit_code if failure.exit_code != _OTHER else _EXEC_OTHER
             self._end(exit_code)
             raise LaunchError(
-                f"OCI runtime exec failed: exec failed: {failure}",
+                str(failure) if failure.step == "user" else f"OCI runtime exec failed: exec failed: {failure}",
                 exit_code=exit_code,
                 errno=failure.errno,
                 step=failure.step,

@@ -24,8 +24,10 @@ def launch_error(failure: tether_pb2.LaunchFailure, what: str) -> LaunchError:
     exit_code = 128
     if step in ("exec", "working_dir"):
         exit_code = 127 if failure.errno in _NOT_FOUND else 126 if failure.errno in _NOT_EXECUTABLE else 128
+    message = failure.message[:_MAX_MESSAGE]
     return LaunchError(
-        f"unable to start {what}: {failure.message[:_MAX_MESSAGE]}",
+        # Who a process is to be is found out before anything is started.
+        message if step == "user" else f"unable to start {what}: {message}",
         exit_code=exit_code,
         errno=failure.errno,
         step=step,

@@ -184,7 +184,7 @@ def capabilities(spec: types_pb2.ContainerSpec) -> list[str]:
 def _capability(name: str) -> str:
     short = name.upper().removeprefix("CAP_")
     if short != "ALL" and short not in ALL_CAPABILITIES:
-        raise InvalidArgumentError(f'unknown capability: "{name}"')
+        raise InvalidArgumentError(f'invalid capability: unknown capability: "{name}"')
     return short
 
 
