@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from portlayer.agent import claims
 from portlayer.agent.errors import AgentError, AgentProtocolError, AgentRpcError, AgentUnavailableError
 from portlayer.agent.follow import Follow
 from portlayer.errors import PortLayerError
@@ -30,6 +31,8 @@ _SILENCE_S = 20.0
 _RETRY_S = (0.02, 1.0)
 _READ_BYTES = 256 * 1024
 _DEFAULT_TIMEOUT_S = 30.0
+# More than an honest guest leaves unread, even a paused one: input of many processes at most.
+_MAX_UNSENT_BYTES = 32 << 20
 
 Channel = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _M = TypeVar("_M", bound=Message)
@@ -121,7 +124,8 @@ class AgentClient:
 
     async def processes(self, *, timeout_s: float = _DEFAULT_TIMEOUT_S) -> tether_pb2.ProcessesResponse:
         """Lists the container's processes."""
-        return await self._call("Processes", tether_pb2.ProcessesRequest(), tether_pb2.ProcessesResponse, timeout_s)
+        request = tether_pb2.ProcessesRequest()
+        return claims.processes(await self._call("Processes", request, tether_pb2.ProcessesResponse, timeout_s))
 
     async def stats(self, *, timeout_s: float = _DEFAULT_TIMEOUT_S) -> tether_pb2.StatsResponse:
         """Reports resource usage."""
@@ -274,7 +278,7 @@ class AgentClient:
             target.answered(event.code, event.message)
         elif target is not None and not target.answer.done():
             if event.code:
-                target.answer.set_exception(AgentRpcError(target.method, event.code, event.message))
+                target.answer.set_exception(AgentRpcError(target.method, event.code, claims.printable(event.message)))
             else:
                 target.answer.set_result(event.payload)
 
@@ -307,6 +311,9 @@ class AgentClient:
         data = self._session.data_to_send()
         if data and self._writer is not None:
             self._writer.write(data)
+            if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
+                _log.warning("a guest does not read what it is sent: its channel is opened anew")
+                self._writer.transport.abort()
 
     def _fail(self, error: AgentError) -> None:
         self._failure = self._failure or error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from portlayer.agent.claims import printable
 from portlayer.errors import LaunchError
 from tether.v1 import tether_pb2
 
@@ -24,7 +25,7 @@ def launch_error(failure: tether_pb2.LaunchFailure, what: str) -> LaunchError:
     exit_code = 128
     if step in ("exec", "working_dir"):
         exit_code = 127 if failure.errno in _NOT_FOUND else 126 if failure.errno in _NOT_EXECUTABLE else 128
-    message = failure.message[:_MAX_MESSAGE]
+    message = printable(failure.message, _MAX_MESSAGE)
     return LaunchError(
         # Who a process is to be is found out before anything is started.
         message if step == "user" else f"unable to start {what}: {message}",

@@ -112,6 +112,9 @@ class FakeAgent:
         # Methods that are heard but not answered, as when an answer is lost.
         self.mute: set[str] = set()
         self.start_answer = pb.StartResponse()
+        # What it says of its processes; `raw_processes` as it goes on the line, readable or not.
+        self.process_list = [pb.Process(pid=1, name="init", args=["init"])]
+        self.raw_processes = b""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._session = Session(Role.GUEST)
@@ -174,6 +177,8 @@ class FakeAgent:
         answer = handler(payload)
         if isinstance(answer, tuple):
             self._session.send_response(stream, code=answer[0], message=answer[1])
+        elif isinstance(answer, bytes):
+            self._session.send_response(stream, answer)
         else:
             self._session.send_response(stream, answer.SerializeToString())
 
@@ -253,8 +258,8 @@ class FakeAgent:
         self.processes[request.process_id].window = (request.window_size.rows, request.window_size.columns)
         return pb.ResizeResponse()
 
-    def _on_Processes(self, _: bytes) -> pb.ProcessesResponse:
-        return pb.ProcessesResponse(processes=[pb.Process(pid=1, name="init", args=["init"])])
+    def _on_Processes(self, _: bytes) -> Any:
+        return self.raw_processes or pb.ProcessesResponse(processes=self.process_list)
 
     def _on_Stats(self, _: bytes) -> pb.StatsResponse:
         return pb.StatsResponse(memory_usage_bytes=4096, vm_memory_bytes=1 << 20, pids=1)

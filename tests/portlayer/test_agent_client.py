@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,6 +14,7 @@ from fake_agent import FakeAgent
 from portlayer.agent import AgentClient, AgentProtocolError, AgentRpcError, AgentUnavailableError, client
 from portlayer.errors import DriverError
 from tether.v1 import tether_pb2 as pb
+from tether.wire import link
 
 
 class Line:
@@ -173,3 +175,68 @@ async def test_closing_ends_what_waits(line: Line) -> None:
         await anext(follow)
     with contextlib.suppress(AgentUnavailableError):
         await agent.hello(timeout_s=1)
+
+
+async def test_a_guest_that_talks_and_does_not_listen_is_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its greetings is answered; answers that it does not read must not pile up."""
+    limit = 200_000
+    monkeypatch.setattr(client, "_MAX_UNSENT_BYTES", limit)
+    greeting = link.encode(link.Frame(link.Kind.LISTENING, 0)) * 4000
+    most, connections = 0, 0
+    again = asyncio.Event()
+    guests: list[socket.socket] = []
+
+    async def open_channel() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        nonlocal connections
+        connections += 1
+        if connections == 3:
+            again.set()
+        host, guest = socket.socketpair()
+        guest.setblocking(False)
+        guests.append(guest)
+        return await asyncio.open_connection(sock=host)
+
+    async def shout() -> None:
+        nonlocal most
+        while True:
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                guests[-1].send(greeting)
+            if agent._writer is not None:
+                most = max(most, agent._writer.transport.get_write_buffer_size())
+            await asyncio.sleep(0)
+
+    async with AgentClient(open_channel) as agent, asyncio.timeout(30):
+        while not guests:
+            await asyncio.sleep(0.001)
+        shouting = asyncio.create_task(shout())
+        await again.wait()
+        shouting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await shouting
+    for guest in guests:
+        guest.close()
+    assert 0 < most < 2 * limit + 256 * 1024
+
+
+async def test_names_and_times_that_a_guest_makes_up(line: Line) -> None:
+    """No escape sequence reaches a terminal, no number an overflow."""
+    huge = 2**64 - 1
+    made_up = pb.Process(
+        pid=1, name="a\x1b[31mb", args=["\x1b]0;x\x07", "fine \u00fc", "two\nlines"], started_unix_ns=huge, cpu_ns=huge
+    )
+    line.agent.process_list = [made_up]
+    async with AgentClient(line.open) as agent:
+        (process,) = (await agent.processes()).processes
+    assert process.name == "a?[31mb"
+    assert list(process.args) == ["?]0;x?", "fine \u00fc", "two?lines"]
+    assert process.started_unix_ns <= time.time_ns()
+    assert process.cpu_ns < 2**63
+
+
+async def test_a_list_that_is_no_text_is_refused(line: Line) -> None:
+    line.agent.raw_processes = b"\x0a\x04\x4a\x02\xff\xfe"  # a process whose name is not UTF-8
+    async with AgentClient(line.open) as agent:
+        with pytest.raises(AgentProtocolError, match="not readable"):
+            await agent.processes()
