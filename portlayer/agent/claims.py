@@ -1,4 +1,4 @@
-"""What a guest says of itself, made fit to be shown: no guest is trusted with a user's terminal or with our arithmetic."""
+"""What a guest says of itself, made fit to be shown: neither terminals nor our arithmetic are to suffer from it."""
 
 from __future__ import annotations
 
