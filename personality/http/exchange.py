@@ -75,12 +75,13 @@ class Exchange:
         return event
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The request's body as it arrives; asks for it first when the client waits to be asked.
+        """The request's body as it arrives; asks for it first when the client waits to be asked. Empty when read again.
 
         Raises DockerError 400 when it is malformed or ends too early.
         """
         try:
-            while True:
+            # Behind the body's end h11 would have more data, which a client that waits for its answer never sends.
+            while self._h11.their_state in {h11.SEND_BODY, h11.ERROR}:
                 event = self._h11.next_event()
                 if event is h11.NEED_DATA:
                     if self._h11.they_are_waiting_for_100_continue:
@@ -88,8 +89,6 @@ class Exchange:
                     self._h11.receive_data(await self._wire.read())
                 elif isinstance(event, h11.Data):
                     yield bytes(event.data)
-                else:
-                    return
         except h11.RemoteProtocolError as error:
             raise DockerError(400, f"the request's body is broken: {error}") from error
 

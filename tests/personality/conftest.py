@@ -43,6 +43,37 @@ class Answer:
         return [json.loads(line) for line in self.body.splitlines()]
 
 
+@dataclass
+class Hijacked:
+    """A connection that has left HTTP."""
+
+    status: int
+    headers: dict[str, str]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def frame(self) -> tuple[int, bytes]:
+        """The next of Docker's frames: stream and data."""
+        header = await self.reader.readexactly(8)
+        return header[0], await self.reader.readexactly(int.from_bytes(header[4:], "big"))
+
+    async def rest(self) -> bytes:
+        """Everything to the end."""
+        return await self.reader.read()
+
+
+def frames(data: bytes) -> list[tuple[int, bytes]]:
+    """All of Docker's frames in `data`: stream and data of each."""
+    found = []
+    while data:
+        stream, zeros, size = data[0], data[1:4], int.from_bytes(data[4:8], "big")
+        assert zeros == bytes(3)
+        assert len(data) >= 8 + size
+        found.append((stream, data[8 : 8 + size]))
+        data = data[8 + size :]
+    return found
+
+
 class HttpClient:
     """One request per connection, by h11; `raw` gives the connection itself."""
 
@@ -89,6 +120,21 @@ class HttpClient:
                 writer.write(connection.send(h11.Data(data=data)) or b"")
             writer.write(connection.send(h11.EndOfMessage()) or b"")
             return await _response(connection, reader)
+
+    @contextlib.asynccontextmanager
+    async def hijacked(self, target: str, *, body: object = None, upgrade: bool = True) -> AsyncIterator[Hijacked]:
+        """A POST whose connection leaves HTTP."""
+        data = b"" if body is None else json.dumps(body).encode()
+        fields = [f"POST {target} HTTP/1.1", "Host: docker", f"Content-Length: {len(data)}"]
+        if data:
+            fields.append("Content-Type: application/json")
+        if upgrade:
+            fields += ["Connection: Upgrade", "Upgrade: tcp"]
+        async with asyncio.timeout(20), self.raw() as (reader, writer):
+            writer.write("\r\n".join([*fields, "", ""]).encode() + data)
+            status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            yield Hijacked(int(status_line.split()[1]), headers, reader, writer)
 
     async def get(self, path: str, **query: Any) -> Answer:
         return await self.request("GET", path, query=query)

@@ -451,3 +451,16 @@ async def test_close_cancels_the_rest(http: HttpClient, endpoints: Endpoints, se
         await asyncio.wait_for(server.close(grace_s=0.05), 2)
         assert endpoints.cancelled.is_set()
         assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("data", [b"", b"a body"])
+async def test_hijack_behind_a_body_without_upgrade(http: HttpClient, data: bytes) -> None:
+    """The endpoint has read the body; the client says nothing more, and gets its stream."""
+    head = b"POST /raw HTTP/1.1\r\nHost: d\r\nContent-Length: %d\r\n\r\n" % len(data)
+    async with asyncio.timeout(5), http.raw() as (reader, writer):
+        writer.write(head + data)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert await reader.readexactly(6) == b"hello "
+        writer.write(b"more")
+        writer.write_eof()
+        assert await reader.read() == b"more"
