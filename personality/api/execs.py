@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 
-import grpc
 import grpc.aio
 
 from personality.api.containers import get_container, window
@@ -55,6 +53,8 @@ async def start(request: Request, backend: Backend) -> Response:
     body = await request.decode(ExecStartBody)
     exec_id = request.params["id"]
     process = (await backend.execution.GetExec(ex.GetExecRequest(exec_id=exec_id))).exec
+    if process.running or process.HasField("exit_code"):
+        raise DockerError(409, f"exec {exec_id} {'is already running' if process.running else 'has already run'}")
     if body.detach:
         await backend.execution.StartExec(ex.StartExecRequest(exec_id=exec_id))
         return Reply()
@@ -62,28 +62,24 @@ async def start(request: Request, backend: Backend) -> Response:
         rows, columns = body.console_size
         await backend.execution.ResizeExec(ex.ResizeExecRequest(exec_id=exec_id, rows=rows, columns=columns))
     terminal = process.spec.terminal
-    try:
-        first = pb.AttachExecRequest(open=pb.AttachExecOpen(exec_id=exec_id))
-        call = await open_call(backend.interaction.AttachExec, first)
-    except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.ABORTED:
-            raise
-        return Hijack(_failure(error, terminal=terminal), content_type(request, terminal=terminal))
     keys = _said(process).get("DetachKeys", "")
     detach = DetachScanner(parse_keys(str(keys))) if terminal and process.spec.attach_stdin else None
-    pump = Pump(call, pb.AttachExecRequest, terminal=terminal, detach=detach, streams=_attached(process))
-    return Hijack(pump.run, content_type(request, terminal=terminal))
-
-
-def _failure(error: grpc.aio.AioRpcError, *, terminal: bool) -> Callable[[Connection], Awaitable[None]]:
-    """A program that cannot be launched is told in the stream; its exit code stands in the exec's inspection."""
-    text = f"{error.details()}\r\n".encode()
 
     async def run(connection: Connection) -> None:
-        await connection.write(text if terminal else frame(STDOUT, text))
-        connection.write_eof()
+        """Starts the process only now that the client has its head: docker-py loses output that comes along with it."""
+        first = pb.AttachExecRequest(open=pb.AttachExecOpen(exec_id=exec_id))
+        try:
+            call = await open_call(backend.interaction.AttachExec, first)
+        except grpc.aio.AioRpcError as error:
+            # As dockerd does it; the exit code of a program that cannot be launched stands in the exec's inspection.
+            text = f"{error.details()}\r\n".encode()
+            await connection.write(text if terminal else frame(STDOUT, text))
+            connection.write_eof()
+            return
+        pump = Pump(call, pb.AttachExecRequest, terminal=terminal, detach=detach, streams=_attached(process))
+        await pump.run(connection)
 
-    return run
+    return Hijack(run, content_type(request, terminal=terminal))
 
 
 async def inspect(request: Request, backend: Backend) -> Response:

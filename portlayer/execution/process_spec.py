@@ -194,8 +194,9 @@ def _check(spec: types_pb2.ContainerSpec) -> None:
         raise InvalidArgumentError("no command specified")
     if not [*process.entrypoint, *process.cmd][0]:
         raise InvalidArgumentError("the command is empty")
-    if any("\0" in text for text in (*process.entrypoint, *process.cmd, process.working_dir, process.user)):
-        raise InvalidArgumentError("arguments must not contain NUL")
+    words = (*process.entrypoint, *process.cmd, process.working_dir, process.user, spec.hostname, spec.domainname)
+    if any("\0" in text for text in words):
+        raise InvalidArgumentError("arguments and names must not contain NUL")
     if not process.working_dir.startswith("/"):
         raise InvalidArgumentError(
             f"the working directory '{process.working_dir}' is invalid, it needs to be an absolute path"

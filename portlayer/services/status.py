@@ -17,7 +17,8 @@ from grpc_status import rpc_status
 from portlayer.errors import LaunchError, PortLayerError, UnavailableError
 from portlayer.v1 import execution_pb2
 
-_MAX_MESSAGE = 4096
+# A message travels twice in the trailers, percent-encoded and within the status, and gRPC drops trailers of 8 KiB.
+_MAX_MESSAGE_BYTES = 2048
 _DOMAIN = "portlayer.v1"
 # When something does not answer, trying again sooner than this is not worth it.
 _RETRY_S = 1
@@ -35,11 +36,21 @@ async def grpc_errors(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncItera
         raise
     except Exception as error:
         _log.exception("a call failed")
-        await context.abort(grpc.StatusCode.INTERNAL, f"internal error: {type(error).__name__}: {error}")
+        await context.abort(grpc.StatusCode.INTERNAL, _shortened(f"internal error: {type(error).__name__}: {error}"))
+
+
+def _shortened(message: str) -> str:
+    """As much of it as fits into a call's trailers, percent-encoded."""
+    size = 0
+    for position, character in enumerate(message):
+        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode(errors="replace"))
+        if size > _MAX_MESSAGE_BYTES:
+            return message[:position] + "..."
+    return message
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: PortLayerError) -> None:
-    status = status_pb2.Status(code=error.code.value[0], message=str(error)[:_MAX_MESSAGE])
+    status = status_pb2.Status(code=error.code.value[0], message=_shortened(str(error)))
     for detail in _details(error):
         status.details.add().Pack(detail)
     whole = rpc_status.to_status(status)

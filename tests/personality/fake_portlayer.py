@@ -57,11 +57,12 @@ _CODE_NUMBERS = {code: code.value[0] for code in grpc.StatusCode}
 
 @dataclass
 class Script:
-    """What a program does: writes, then (echo) copies stdin to stdout to its end, or (forever) waits for a signal."""
+    """What a program does: waits, writes, then (echo) gives stdin back to its end, or (forever) awaits a signal."""
 
     stdout: bytes = b""
     stderr: bytes = b""
     exit_code: int = 0
+    delay_s: float = 0
     echo: bool = False
     forever: bool = False
 
@@ -78,6 +79,7 @@ class FakeProcess:
         self.changed = asyncio.Condition()
 
     async def run(self) -> None:
+        await asyncio.sleep(self.script.delay_s)
         if self.script.stdout:
             await self.emit(STDOUT, self.script.stdout)
         if self.script.stderr:
