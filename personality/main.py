@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import ssl
 import sys
@@ -19,6 +20,8 @@ from personality.backend import Backend
 from personality.http.listeners import ListenError, listening
 from personality.http.server import Server
 from personality.http.tls import server_context
+
+_MAX_DESCRIPTORS = 1 << 16
 
 log = logging.getLogger("personality")
 
@@ -51,6 +54,14 @@ async def serve(options: Options) -> None:
                 log.info("ending")
         finally:
             await server.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """Each connection takes two descriptors; the usual 1024 are those of programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _tls_context(authority: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -97,6 +108,7 @@ def main(
     )
     # At debug, grpc tells of each event loop it meets.
     logging.getLogger("grpc").setLevel(logging.INFO)
+    _raise_descriptor_limit()
     options = Options(grpc, list(hosts), _tls_context(tlscacert, tlscert, tlskey), ready_fd)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import h11
 
@@ -98,7 +99,7 @@ class Exchange:
         if self._h11.they_are_waiting_for_100_continue:
             # It may send the body or not; nobody could tell where the next request begins.
             fields.append(("Connection", "close"))
-        await self._send(h11.Response(status_code=status, headers=fields))
+        await self._send(h11.Response(status_code=status, headers=fields, reason=HTTPStatus(status).phrase))
 
     async def send_body(self, data: bytes) -> None:
         """Sends a piece of the response's body; returns when the client has taken enough."""

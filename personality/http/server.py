@@ -36,6 +36,9 @@ _BODILESS = frozenset({204, 304})
 
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(?=/|$)", re.ASCII)
 
+# A request may name the whole URL, as to a proxy.
+_ABSOLUTE = re.compile(r"^https?://[^/?]*(?=[/?])", re.IGNORECASE)
+
 log = logging.getLogger(__name__)
 
 
@@ -223,7 +226,7 @@ class Server:
 def _request(head: h11.Request, body: AsyncIterator[bytes]) -> Request:
     """Raises DockerError 400 for a path, query or version that cannot be served."""
     try:
-        target = head.target.decode("ascii")
+        target = _ABSOLUTE.sub("", head.target.decode("ascii"))
         path, _, query = target.partition("?")
         path = unquote(path, errors="strict")
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ import signal
 
 from personality.errors import DockerError
 
+_NUMBER = re.compile(r"\d{1,3}", re.ASCII)
 _REAL_TIME = re.compile(r"RT(MIN|MAX)([+-]\d{1,2})?")
 _FIRST_REAL_TIME, _LAST = 34, 64
 
@@ -15,7 +16,7 @@ def parse_signal(text: str) -> int:
     """Number of "SIGTERM", "term", "15" or "RTMIN+3". Raises DockerError 400."""
     name = text.strip().upper().removeprefix("SIG")
     number = 0
-    if name.isascii() and name.isdigit():
+    if _NUMBER.fullmatch(name):
         number = int(name)
     elif match := _REAL_TIME.fullmatch(name):
         number = (_FIRST_REAL_TIME if match[1] == "MIN" else _LAST) + int(match[2] or 0)

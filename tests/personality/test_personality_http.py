@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -464,3 +465,70 @@ async def test_hijack_behind_a_body_without_upgrade(http: HttpClient, data: byte
         writer.write(b"more")
         writer.write_eof()
         assert await reader.read() == b"more"
+
+
+async def test_a_whole_url_as_target(http: HttpClient) -> None:
+    response = await _exchange(http, b"POST http://docker:80/upload?refuse=1 HTTP/1.1\r\nHost: d\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert (await _exchange(http, b"GET http://docker HTTP/1.1\r\nHost: d\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"POST /decode HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+        b"POST /upload HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"POST /upload HTTP/1.1\r\nHost: d\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 70_000,
+        b"POST /upload HTTP/1.1\r\nHo",
+        b"",
+    ],
+)
+async def test_clients_that_vanish_in_mid_request_leave_nothing(http: HttpClient, server: Server, data: bytes) -> None:
+    async with http.raw() as (_, writer):
+        writer.write(data)
+        await writer.drain()
+        await _until(lambda: len(server._tasks) == 1)
+    await _until(lambda: not server._tasks)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def test_idle_and_slow_connections_are_in_nobodys_way(http: HttpClient, server: Server) -> None:
+    """Those that sent half a head are cut off after a while; those that sent nothing may stay."""
+    async with contextlib.AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(http.raw()) for _ in range(150)]
+        slow = [await stack.enter_async_context(http.raw()) for _ in range(150)]
+        for _, writer in slow:
+            writer.write(b"GET /wait HTTP/1.1\r\nHost:")
+        async with asyncio.timeout(5):
+            assert (await http.get("/nowhere")).status == 404
+            for reader, _ in slow:
+                assert (await reader.read()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert len(server._tasks) >= 150
+        reader, writer = idle[0]
+        writer.write(b"GET /nowhere HTTP/1.1\r\nHost: d\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
+    await _until(lambda: not server._tasks)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [b"-1\r\n", b"ffffffffffffffffffffff\r\nx", b"5;" + b"x" * 100_000, b"0x5\r\nhello\r\n", b"5\r\nhelloworld\r\n"],
+)
+async def test_chunks_that_are_none(http: HttpClient, chunk: bytes) -> None:
+    head = b"POST /upload HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n"
+    response = await _exchange(http, head + chunk)
+    assert response.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert response.count(b"HTTP/1.1") == 1
+
+
+async def test_length_and_chunks_at_once(http: HttpClient) -> None:
+    """Which of the two counts must not be a matter of opinion: the rest would be somebody's next request."""
+    head = b"POST /upload HTTP/1.1\r\nHost: d\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+    response = await _exchange(http, head + b"0\r\n\r\nGET /nowhere HTTP/1.1\r\nHost: d\r\n\r\n")
+    assert response.count(b"HTTP/1.1") <= 2
+    assert b'{"size":3}' not in response

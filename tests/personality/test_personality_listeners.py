@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -359,3 +360,23 @@ async def test_the_program_refuses(arguments: list[str], message: bytes) -> None
     assert program.returncode != 0
     assert message in errors
     assert b"Traceback" not in errors
+
+
+async def test_the_program_raises_its_limit_of_descriptors(fake: FakePortLayer, sockets: Path) -> None:
+    path = sockets / "d.sock"
+    ready, ready_write = os.pipe()
+    program = await _program(
+        *("--grpc", f"unix://{sockets / 'grpc.sock'}", "--host", f"unix://{path}", "--ready-fd", str(ready_write)),
+        pass_fds=[ready_write],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1024)),
+    )
+    os.close(ready_write)
+    with os.fdopen(ready, "rb") as pipe:
+        assert await asyncio.to_thread(pipe.read) == b"ready\n"
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(100):
+            await stack.enter_async_context(HttpClient(path).raw())
+        assert (await HttpClient(path).get("/_ping")).status == 200
+    program.terminate()
+    await asyncio.wait_for(program.communicate(), 10)
+    assert program.returncode == 0
