@@ -117,7 +117,8 @@ def _container(status: types_pb2.ContainerStatus, exit_code: int = 0) -> types_p
     ("status", "word", "text"),
     [
         (types_pb2.CONTAINER_STATUS_CREATED, "created", "Created"),
-        (types_pb2.CONTAINER_STATUS_STARTING, "created", "Created"),
+        # Between two runs, as it has run before.
+        (types_pb2.CONTAINER_STATUS_STARTING, "exited", "Exited (3) 20 seconds ago"),
         (types_pb2.CONTAINER_STATUS_RUNNING, "running", "Up 30 seconds"),
         (types_pb2.CONTAINER_STATUS_STOPPING, "running", "Up 30 seconds"),
         (types_pb2.CONTAINER_STATUS_PAUSED, "paused", "Up 30 seconds (Paused)"),
