@@ -27,10 +27,15 @@ class Package:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A Python distribution of the host's environment."""
+    """A Python distribution of the host's environment; `files` are globs of what the image takes from it.
+
+    `unneeded_libraries` are taken out of its shared objects; `imports` are modules that must work in the guest.
+    """
 
     name: str
     files: tuple[str, ...]
+    unneeded_libraries: tuple[str, ...]
+    imports: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,15 @@ def _parse(data: dict[str, Any]) -> Declaration:
             )
             for item in data["package"]
         ),
-        wheels=tuple(Wheel(item["name"], tuple(item["files"])) for item in data["wheel"]),
+        wheels=tuple(
+            Wheel(
+                name=item["name"],
+                files=tuple(item["files"]),
+                unneeded_libraries=tuple(item.get("unneeded_libraries", ())),
+                imports=tuple(item["imports"]),
+            )
+            for item in data["wheel"]
+        ),
         stdlib_exclude=tuple(data["stdlib"]["exclude"]),
         modules_load=tuple(data["modules"]["load"]),
         modules_vsock=tuple(data["modules"]["vsock"]),

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cpio
+import elf
 import globs
 from cpio import Entry
-from declaration import Declaration, Package
+from declaration import Declaration, Package, Wheel
 from errors import BuildError
+from guest_python import GuestPython
 from kernel import Kernel
-from pyc import Compiler
 
 _DIST_PACKAGES = "usr/lib/python3/dist-packages"
+_AGENT_IMPORTS = ("tether.service", "tether.sandbox", "tether.usage")
 _PASSWD = b"root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n"
 _GROUP = b"root:x:0:\nnogroup:x:65534:\n"
 
@@ -50,8 +52,15 @@ def build(root: Path, inputs: Inputs, kernel: Kernel) -> dict[str, Entry]:
     python_files = {f"{_DIST_PACKAGES}/{path}": cpio.file(data) for path, data in sources.items()}
     for package in inputs.packages:
         python_files |= _package_files(root, package)
-    entries |= _with_bytecode(python_files, inputs, Compiler(root, inputs.python))
+    guest = GuestPython(root, inputs.python)
+    entries |= _with_bytecode(python_files, inputs, guest)
+    guest.check_imports(_DIST_PACKAGES, entries, [*_AGENT_IMPORTS, *_imports(inputs.declaration)])
     return entries | _kernel_modules(kernel, inputs.declaration)
+
+
+def _imports(declaration: Declaration) -> Iterator[str]:
+    for wheel in declaration.wheels:
+        yield from wheel.imports
 
 
 def agent_files(repository: Path) -> dict[str, bytes]:
@@ -69,8 +78,15 @@ def wheel_files(declaration: Declaration) -> tuple[dict[str, str], dict[str, byt
         versions[wheel.name] = distribution.version
         for path in distribution.files or []:
             if globs.matches(str(path), wheel.files):
-                contents[str(path)] = Path(str(path.locate())).read_bytes()
+                contents[str(path)] = _wheel_file(Path(str(path.locate())), wheel)
     return versions, contents
+
+
+def _wheel_file(file: Path, wheel: Wheel) -> bytes:
+    data = file.read_bytes()
+    if file.suffix == ".so" and wheel.unneeded_libraries:
+        return elf.without_libraries(data, wheel.unneeded_libraries)
+    return data
 
 
 def _package_files(root: Path, package: Package) -> dict[str, Entry]:
@@ -102,7 +118,7 @@ def _entry(path: Path) -> Entry:
     return cpio.file(path.read_bytes(), executable=bool(mode & stat.S_IXUSR))
 
 
-def _with_bytecode(files: dict[str, Entry], inputs: Inputs, compiler: Compiler) -> dict[str, Entry]:
+def _with_bytecode(files: dict[str, Entry], inputs: Inputs, guest: GuestPython) -> dict[str, Entry]:
     """`files` with .pyc in the place of each .py, and without what is excluded of the standard library."""
     stdlib = f"usr/lib/python{inputs.python}/"
     excluded = inputs.declaration.stdlib_exclude
@@ -112,7 +128,7 @@ def _with_bytecode(files: dict[str, Entry], inputs: Inputs, compiler: Compiler) 
         if not (path.startswith(stdlib) and globs.matches(path.removeprefix(stdlib), excluded))
     }
     sources = {path: entry.data for path, entry in kept.items() if path.endswith(".py") and stat.S_ISREG(entry.mode)}
-    compiled = compiler.compile(sources)
+    compiled = guest.compile(sources)
     return {path: entry for path, entry in kept.items() if not path.endswith(".py")} | {
         path: cpio.file(data) for path, data in compiled.items()
     }

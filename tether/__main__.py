@@ -19,6 +19,8 @@ from tether.service import Service
 
 VERSION = "0.1.0"
 _VIRTIO_NAME = "vch.agent"
+# Enough for output on its way; more is given back.
+_KEPT_BYTES = 8 << 20
 
 
 def _mount_base() -> None:
@@ -93,6 +95,7 @@ def _open_virtio() -> int:
 def main() -> None:
     """Runs until the power is off."""
     os.umask(0o022)
+    linux.keep_freed_memory(_KEPT_BYTES)
     _mount_base()
     Path("/proc/self/oom_score_adj").write_text("-1000")
     _load_modules(_modules("load"))

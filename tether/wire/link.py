@@ -56,10 +56,12 @@ DAMAGE = Damage()
 
 def encode(frame: Frame) -> bytes:
     """The frame as it goes on the line."""
-    body = _HEADER.pack(frame.kind, frame.sequence & 0xFFFF, frame.session) + frame.payload
-    body = (body + _CRC.pack(zlib.crc32(body))).replace(b"\xf5", b"\xf5\x00")
-    size = len(body)
-    return MARKER + bytes((size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127)) + body
+    header = _HEADER.pack(frame.kind, frame.sequence & 0xFFFF, frame.session)
+    check = _CRC.pack(zlib.crc32(frame.payload, zlib.crc32(header)))
+    # Escaped piece by piece: what is joined is copied but once.
+    pieces = [piece.replace(b"\xf5", b"\xf5\x00") for piece in (header, frame.payload, check)]
+    size = sum(map(len, pieces))
+    return b"".join((MARKER, bytes((size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127)), *pieces))
 
 
 def _decode_body(escaped: bytes) -> Frame | Damage:
