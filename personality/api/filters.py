@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from personality.errors import DockerError
@@ -43,35 +42,3 @@ def match_prefix(wanted: list[str] | None, *names: str) -> bool:
 def match_exactly(wanted: list[str] | None, *names: str) -> bool:
     """No filter, or one of its values is one of `names`."""
     return not wanted or any(value in names for value in wanted)
-
-
-def glob(pattern: str) -> re.Pattern[str]:
-    """A shell pattern whose wildcards stop at slashes. Raises DockerError 400 when it is broken."""
-    parts: list[str] = []
-    position = 0
-    while position < len(pattern):
-        character = pattern[position]
-        position += 1
-        if character in "*?":
-            parts.append("[^/]*" if character == "*" else "[^/]")
-        elif character == "\\" and position < len(pattern):
-            parts.append(re.escape(pattern[position]))
-            position += 1
-        elif character == "[":
-            end = pattern.find("]", position + 1)
-            if end < 0:
-                raise DockerError(400, f"invalid pattern '{pattern}': a bracket is not closed")
-            parts.append(_character_class(pattern[position:end]))
-            position = end + 1
-        else:
-            parts.append(re.escape(character))
-    try:
-        return re.compile("".join(parts))
-    except re.error as error:
-        raise DockerError(400, f"invalid pattern '{pattern}': {error}") from error
-
-
-def _character_class(inside: str) -> str:
-    negated = inside.startswith("^")
-    members = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside.removeprefix("^"))
-    return f"[{'^' if negated else ''}{members}]"

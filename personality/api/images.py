@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from personality.api.filters import glob, match_labels, truth
+from personality.api.filters import match_labels, truth
+from personality.api.patterns import glob
 from personality.api.platforms import parse_platform, provides
 from personality.backend import Backend
 from personality.errors import DockerError

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from personality.api.filters import match_labels, truth
+from personality.api.patterns import Pattern, expression
 from personality.errors import DockerError
 from personality.translate.describe import is_running, status_word
 from personality.translate.policies import HEALTH_STATES, health_word
@@ -41,7 +41,7 @@ def select(
     is_task = truth(filters, "is-task")
     everything = all_ or limit > 0 or any(filters.get(name) for name in ("status", "exited"))
     before, since = (_reference(containers, filters.get(name)) for name in ("before", "since"))
-    names = [_pattern(text) for text in filters.get("name", ())]
+    names = [expression(text, f"invalid filter 'name={text}'") for text in filters.get("name", ())]
     exits = [_exit_code(text) for text in filters.get("exited", ())]
     chosen = [
         one
@@ -57,9 +57,7 @@ def select(
     return chosen[:limit] if limit > 0 else chosen
 
 
-def _matches(
-    one: types_pb2.Container, filters: dict[str, list[str]], names: list[re.Pattern[str]], exits: list[int]
-) -> bool:
+def _matches(one: types_pb2.Container, filters: dict[str, list[str]], names: list[Pattern], exits: list[int]) -> bool:
     return (
         _any(filters.get("id"), lambda value: one.id.startswith(value))
         and (not names or any(name.search(one.name) or name.search(f"/{one.name}") for name in names))
@@ -85,13 +83,6 @@ def _made_from(one: types_pb2.Container, name: str, image: str | None) -> bool:
     image_id = one.image_id.removeprefix("sha256:")
     same = {one.spec.image, f"{one.spec.image}:latest", one.spec.image.removesuffix(":latest")}
     return name in same or (len(bare) >= 12 and image_id.startswith(bare))
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise DockerError(400, f"invalid filter 'name={text}': {error}") from error
 
 
 def _exit_code(text: str) -> int:
