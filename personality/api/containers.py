@@ -78,12 +78,15 @@ async def list_containers(request: Request, backend: Backend) -> Response:
     ancestors = await _image_ids(backend, filters.get("ancestor", ()))
     all_ = request.query.flag("all")
     chosen = selection.select(list(listed), filters, all_=all_, limit=limit, ancestors=ancestors)
-    if not request.query.flag("size"):
-        return Reply(body=[describe.summary(one) for one in chosen])
+    # A name that another image has taken since, or none has any more, would mislead.
+    named = await _image_ids(backend, {one.spec.image for one in chosen})
     summaries = []
     for one in chosen:
+        summary = describe.summary(one)
+        if named.get(one.spec.image) != one.image_id:
+            summary["Image"] = one.image_id
         try:
-            summaries.append(describe.summary(one) | await _sizes(backend, one))
+            summaries.append(summary | (await _sizes(backend, one) if request.query.flag("size") else {}))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise

@@ -54,6 +54,19 @@ async def test_list(http: HttpClient) -> None:
     assert everything[0]["Status"] == "Created"
 
 
+async def test_list_shows_the_image_by_a_name_that_it_still_has(http: HttpClient, fake: FakePortLayer) -> None:
+    await _make(http, "one")
+    image = next(iter(fake.images.values()))
+    assert (await http.get("/containers/json", all="1")).json()[0]["Image"] == "busybox"
+    del image.tags[:]
+    assert (await http.get("/containers/json", all="1")).json()[0]["Image"] == image.id
+    fake.add_image("busybox:latest")  # another one
+    [entry] = (await http.get("/containers/json", all="1")).json()
+    assert (entry["Image"], entry["ImageID"]) == (image.id, image.id)
+    fake.images.clear()
+    assert (await http.get("/containers/json", all="1")).json()[0]["Image"] == image.id
+
+
 async def test_list_with_sizes(http: HttpClient, fake: FakePortLayer) -> None:
     await _make(http, "web")
     [entry] = _check("/containers/json", "GET", await http.get("/containers/json", all="1", size="1"))
