@@ -178,7 +178,6 @@ class Container:
         self.state.exit_code = 0
         self.state.oom_killed = False
         self.state.started_unix_ns = time.time_ns()
-        self.state.finished_unix_ns = 0
         self.record.container.start_phases_ns.clear()
         self.record.container.start_phases_ns.update(run.phases_ns)
         await self._save()

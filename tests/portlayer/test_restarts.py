@@ -205,3 +205,13 @@ async def test_updates(host: Host) -> None:
         await removed.update(ALWAYS)
     with pytest.raises(InvalidArgumentError, match="AutoRemove"):
         await host.create("echo", auto_remove=True, restart=ALWAYS)
+
+
+async def test_the_end_of_the_last_run_is_known_during_the_next(host: Host) -> None:
+    container = await host.create("stubborn")
+    await container.start()
+    await container.stop(0, 0)
+    finished = container.state.finished_unix_ns
+    await container.start()
+    assert container.state.finished_unix_ns == finished < container.state.started_unix_ns
+    await container.remove(force=True)
