@@ -11,7 +11,9 @@ from collections import deque
 from typing import NamedTuple
 
 CAPACITY = 1 << 20
-MAX_CHUNK = 64 * 1024
+# As much as is read and sent at one time: each piece costs far more than its bytes do, above all under emulation. With
+# what stands around it, it must fit into a message (wire.MAX_PAYLOAD).
+MAX_CHUNK = 192 * 1024
 # What a piece costs beyond its bytes: a process that writes byte by byte must not grow the agent.
 _OVERHEAD = 256
 

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from portlayer.agent.errors import AgentError, AgentProtocolError, AgentRpcError
 from tether.v1 import tether_pb2
 
-MAX_CHUNK = 64 * 1024
+MAX_CHUNK = 192 * 1024
 # An honest agent sends at most its journal (1 MiB) beyond what was acknowledged.
 _MAX_BUFFERED = 4 << 20
 

@@ -12,6 +12,7 @@ import pytest
 from fake_agent import FakeAgent
 
 from portlayer.agent import AgentClient, AgentProtocolError, AgentRpcError, AgentUnavailableError, client
+from portlayer.agent.follow import MAX_CHUNK
 from portlayer.errors import DriverError
 from tether.v1 import tether_pb2 as pb
 from tether.wire import link
@@ -140,7 +141,7 @@ async def test_a_recorded_exit_is_told_even_over_a_new_line(line: Line) -> None:
     [
         pb.FollowResponse(output=pb.Output(offset=5, data=b"gap")),
         pb.FollowResponse(output=pb.Output(offset=0, data=b"")),
-        pb.FollowResponse(output=pb.Output(offset=0, data=b"x" * 65537)),
+        pb.FollowResponse(output=pb.Output(offset=0, data=b"x" * (MAX_CHUNK + 1))),
         pb.FollowResponse(exited=pb.Exited(exit_code=0, end_offset=9)),
         pb.FollowResponse(exited=pb.Exited(exit_code=70_000)),
     ],
