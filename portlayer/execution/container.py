@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from portlayer.agent import AgentError, AgentRpcError
 from portlayer.agent.errors import NOT_FOUND
 from portlayer.drivers.base import Machine, MachineDriver, PowerState
-from portlayer.errors import ConflictError, DriverError, LaunchError, NotFoundError, PortLayerError, UnavailableError
+from portlayer.errors import (
+    ConflictError,
+    DriverError,
+    ExhaustedError,
+    LaunchError,
+    NotFoundError,
+    PortLayerError,
+    UnavailableError,
+)
 from portlayer.events import EventHub
 from portlayer.execution import health, process_spec, restarts, states
 from portlayer.execution.exec_process import ExecProcess
@@ -476,7 +484,9 @@ class Container:
                 raise ConflictError(f'cannot remove container "/{self.name}": container is {word}{what}')
             self._move(Action.REMOVE)
             try:
-                await self._save()
+                # Noted so that a removal cut short is finished later; on a full disk removing is what matters.
+                with contextlib.suppress(ExhaustedError):
+                    await self._save()
                 self.log.close()
                 await self._host.driver.destroy(self.machine)
             except PortLayerError as error:

@@ -36,6 +36,9 @@ class Done:
     err: str
 
 
+Docker = Callable[..., Done]
+
+
 @dataclass
 class Vch:
     """A VCH that serves."""
@@ -83,6 +86,12 @@ def machines(state: Path) -> list[psutil.Process]:
     return found
 
 
+def vm_pid(vch: Vch, docker: Docker, container: str) -> int:
+    """The QEMU process of a running container."""
+    directory = vch.state / "machines" / docker(f"inspect -f {{{{.Id}}}} {container}").out.strip()
+    return int((directory / "qemu.pid").read_text())
+
+
 def bring_up(state: Path) -> Vch:
     subprocess.run([sys.executable, ROOT / "photon-image/build.py", "--output", GUEST_IMAGE], check=True)
     subprocess.run([sys.executable, ROOT / "scripts/busybox_image.py", "--output", BUSYBOX], check=True)
@@ -124,9 +133,6 @@ def client(loaded: Vch) -> Iterator[docker_py.DockerClient]:
     client = docker_py.DockerClient(base_url=loaded.docker_host, version="auto", timeout=CALL_TIMEOUT_S)
     yield client
     client.close()
-
-
-Docker = Callable[..., Done]
 
 
 @pytest.fixture(scope="session")

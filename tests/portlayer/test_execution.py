@@ -14,6 +14,7 @@ from portlayer.errors import (
     AlreadyExistsError,
     ConflictError,
     DriverError,
+    ExhaustedError,
     InvalidArgumentError,
     LaunchError,
     NotFoundError,
@@ -432,3 +433,11 @@ async def test_a_machine_that_does_not_answer_keeps_nobody_waiting(host: Host, m
         for one in hung:
             await manager.get(one.id).remove(force=True)
     assert list(host.driver.machines) == [well.id]
+
+
+async def test_a_full_disk_does_not_prevent_removal(host: Host) -> None:
+    container = await host.create("stubborn")
+    assert isinstance(container.machine, FakeMachine)
+    container.machine.fail_next["write_record"] = ExhaustedError("no space left on device")
+    await container.remove(force=True)
+    assert not host.driver.machines

@@ -16,14 +16,14 @@ import dataclasses
 import json
 import logging
 import re
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.qemu import files
 from portlayer.drivers.qemu.disks import EmptyDisks
-from portlayer.errors import AlreadyExistsError, DriverError, InvalidArgumentError, NotFoundError
+from portlayer.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 
 WRITABLE_DISK = "writable.img"
 _SPEC = "machine.json"
@@ -96,16 +96,16 @@ class Inventory:
 
     def remove(self, machine_id: str) -> None:
         """No effect when it is gone. The caller has switched it off."""
-        trash = Path(tempfile.mkdtemp(dir=self._root, prefix=f"{_TRASH}{machine_id}-"))
+        # One rename, and nothing made: removing has to work on a full disk.
+        trash = self._root / f"{_TRASH}{machine_id}-{secrets.token_hex(4)}"
         try:
-            self.directory(machine_id).rename(trash / "machine")
-            files.sync_directory(self._root)
+            self.directory(machine_id).rename(trash)
         except FileNotFoundError:
-            pass
+            return
+        try:
+            files.sync_directory(self._root)
         finally:
             shutil.rmtree(trash)
-        if self.directory(machine_id).exists():
-            raise DriverError(f"machine {machine_id} could not be removed")
 
 
 def _read_spec(directory: Path) -> MachineSpec:
