@@ -7,6 +7,7 @@ PREFIX ?= $(shell [ $$(id -u) = 0 ] && echo /usr/local || echo $(HOME)/.local)
 GUEST_IMAGE := build/photon-image
 BUSYBOX := build/images/busybox.tar
 TOOLS := build/tools
+FUZZ_SECONDS ?= 60
 # The demonstration VCH of `make run`.
 RUN_STATE := build/run
 
@@ -14,7 +15,7 @@ RUN_STATE := build/run
 export PATH := $(PATH):$(CURDIR)/$(TOOLS)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto image run stop test test-fast lint fmt bench install clean
+.PHONY: help setup proto image run stop test test-fast lint fuzz fmt bench install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +54,11 @@ test-fast: setup ## run the tests that need no virtual machine
 
 lint: setup ## check style, types and protos (part of the tests too)
 	@$(VENV)/bin/pytest -q tests/repo
+
+fuzz: setup ## attack the guest protocol with libFuzzer for FUZZ_SECONDS (60)
+	@$(VENV)/bin/pip install --quiet -e '.[fuzz]'
+	@mkdir -p build/fuzz/wire
+	@$(PYTHON) fuzz/wire.py -max_total_time=$(FUZZ_SECONDS) -timeout=10 -artifact_prefix=build/fuzz/ build/fuzz/wire
 
 fmt: setup ## format the sources and mend what the linter can
 	@$(VENV)/bin/ruff check --quiet --fix .

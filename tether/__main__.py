@@ -7,12 +7,14 @@ went away without an exit report, never a clean end.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tether import linux, vsock
+from tether import linux, rootfs, vsock
+from tether.cgroup import Group
 from tether.loop import Loop
 from tether.sandbox import Sandbox
 from tether.service import Service
@@ -21,6 +23,7 @@ VERSION = "0.1.0"
 _VIRTIO_NAME = "vch.agent"
 # Enough for output on its way; more is given back.
 _KEPT_BYTES = 8 << 20
+_OPEN_FILES = 1 << 20
 
 
 def _mount_base() -> None:
@@ -40,6 +43,12 @@ def _mount_base() -> None:
         os.makedirs(target, exist_ok=True)
         linux.mount(source, target, source, flags)
     linux.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0)
+
+
+def _lift_limits() -> None:
+    """The kernel's own limits for process 1 are lower than what containers inherit from a Docker daemon."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_NPROC, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def _modules(kind: str) -> list[str]:
@@ -98,9 +107,10 @@ def main() -> None:
     linux.keep_freed_memory(_KEPT_BYTES)
     _mount_base()
     Path("/proc/self/oom_score_adj").write_text("-1000")
+    _lift_limits()
     _load_modules(_modules("load"))
     loop = Loop()
-    sandbox = Sandbox()
+    sandbox = Sandbox(Group(), rootfs.mount_disks)
 
     def power_off() -> None:
         sandbox.dispose()

@@ -1,4 +1,4 @@
-"""Limits inside the VM (cgroup v2), where its size does not already give them."""
+"""The container's control group (cgroup v2) and all in it: limits where the VM's size does not already give them."""
 
 from __future__ import annotations
 
@@ -7,46 +7,60 @@ from pathlib import Path
 from tether.v1 import tether_pb2
 
 ROOT = Path("/sys/fs/cgroup")
-CONTAINER = ROOT / "container"
+_CONTROLLERS = ("cpu", "memory", "pids", "io")
 _PERIOD_US = 100_000
 
 
-def create(request: tether_pb2.StartRequest) -> None:
-    """Makes the container's group and sets its limits."""
-    (ROOT / "cgroup.subtree_control").write_text("+cpu +memory +pids +io")
-    CONTAINER.mkdir(exist_ok=True)
-    if request.memory_limit_bytes:
-        (CONTAINER / "memory.max").write_text(str(request.memory_limit_bytes))
-    if request.cpu_limit_ns_per_s:
-        quota = max(1000, request.cpu_limit_ns_per_s * _PERIOD_US // 1_000_000_000)
-        (CONTAINER / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
-    if request.pids_limit:
-        (CONTAINER / "pids.max").write_text(str(request.pids_limit))
+class Group:
+    """The group "container" below a group without processes of its own (the hierarchy's root may have some)."""
 
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self.path = root / "container"
 
-def join() -> None:
-    """Moves this process into the container's group."""
-    (CONTAINER / "cgroup.procs").write_text("0")
+    def create(self, request: tether_pb2.StartRequest) -> None:
+        """Makes the group and sets its limits; OSError when the kernel does not know one that is asked for."""
+        available = (self._root / "cgroup.controllers").read_text().split()
+        wanted = [f"+{name}" for name in _CONTROLLERS if name in available]
+        (self._root / "cgroup.subtree_control").write_text(" ".join(wanted))
+        self.path.mkdir(exist_ok=True)
+        if request.memory_limit_bytes:
+            (self.path / "memory.max").write_text(str(request.memory_limit_bytes))
+        if request.cpu_limit_ns_per_s:
+            quota = max(1000, request.cpu_limit_ns_per_s * _PERIOD_US // 1_000_000_000)
+            (self.path / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
+        if request.pids_limit:
+            (self.path / "pids.max").write_text(str(request.pids_limit))
 
+    def join(self) -> None:
+        """Moves this process into the group."""
+        (self.path / "cgroup.procs").write_text("0")
 
-def keyed(file: str) -> dict[str, int]:
-    """A flat-keyed file such as cpu.stat; empty when it is not there."""
-    try:
-        lines = (CONTAINER / file).read_text().splitlines()
-    except OSError:
-        return {}
-    return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
+    def pids(self) -> list[int]:
+        """Ids of the processes in the group, in order."""
+        return sorted(int(line) for line in (self.path / "cgroup.procs").read_text().split())
 
+    def kill(self) -> None:
+        """Kills every process in the group; none can escape by forking."""
+        (self.path / "cgroup.kill").write_text("1")
 
-def number(file: str) -> int:
-    """A file with one number; 0 for "max" and when it is not there."""
-    try:
-        text = (CONTAINER / file).read_text().strip()
-    except OSError:
-        return 0
-    return int(text) if text.isdigit() else 0
+    def keyed(self, file: str) -> dict[str, int]:
+        """A flat-keyed file such as cpu.stat; empty when it is not there."""
+        lines = self.text(file).splitlines()
+        return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
 
+    def number(self, file: str) -> int:
+        """A file with one number; 0 for "max" and when it is not there."""
+        text = self.text(file).strip()
+        return int(text) if text.isdigit() else 0
 
-def oom_kills() -> int:
-    """How many processes of the container the kernel killed for want of memory."""
-    return keyed("memory.events").get("oom_kill", 0)
+    def text(self, file: str) -> str:
+        """A file's contents; empty when it is not there."""
+        try:
+            return (self.path / file).read_text()
+        except OSError:
+            return ""
+
+    def oom_kills(self) -> int:
+        """How many processes of the container the kernel killed for want of memory."""
+        return self.keyed("memory.events").get("oom_kill", 0)

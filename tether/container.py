@@ -7,9 +7,11 @@ recorded its exit.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
-import signal
+import struct
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ from tether.v1 import tether_pb2
 
 STDOUT, STDERR = 1, 2
 _MAX_INPUT = 256 * 1024
+# So long after a process's end its descendants may still write to its output, as with Docker.
+_LINGER_S = 2.0
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Process:
     response: tether_pb2.StartResponse
     journal: Journal = field(default_factory=Journal)
     open_outputs: set[int] = field(default_factory=set)
+    # Outputs to be closed after so many more bytes.
+    remaining: dict[int, int] = field(default_factory=dict)
     input: bytearray = field(default_factory=bytearray)
     input_offset: int = 0
     input_closed: bool = False
@@ -100,6 +106,7 @@ class Streams:
         if data:
             stream = STDERR if descriptor == process.stdio.stderr else STDOUT
             process.journal.append(stream, data, time.time_ns())
+            self._count_down(process, descriptor, len(data))
             if process.journal.full:
                 for output in process.open_outputs:
                     self._loop.forget(output)
@@ -107,8 +114,15 @@ class Streams:
             self._close_output(process, descriptor)
         self.on_output(process)
 
+    def _count_down(self, process: Process, descriptor: int, size: int) -> None:
+        if descriptor in process.remaining:
+            process.remaining[descriptor] -= size
+            if process.remaining[descriptor] <= 0:
+                self._close_output(process, descriptor)
+
     def _close_output(self, process: Process, descriptor: int) -> None:
         self._loop.forget(descriptor)
+        process.remaining.pop(descriptor, None)
         process.open_outputs.discard(descriptor)
         os.close(descriptor)
 
@@ -116,6 +130,15 @@ class Streams:
         """The process is gone; what it wrote is still read. A descendant that kept the pipe does not hold that up."""
         process.status, process.ended_ns = status, time.time_ns()
         self.close_input(process)
+        self._loop.call_later(_LINGER_S, partial(self._cut_off, process))
+        self.on_output(process)
+        self.on_input_taken(process)
+
+    def _cut_off(self, process: Process) -> None:
+        """Ends outputs that somebody keeps open: what is in them by now is still read, once the journal has room."""
+        for descriptor in list(process.open_outputs):
+            process.remaining[descriptor] = _unread(descriptor)
+            self._count_down(process, descriptor, 0)
         self.on_output(process)
 
     def write(self, process: Process, data: bytes) -> bool:
@@ -163,12 +186,18 @@ class Streams:
         self.on_input_taken(process)
 
 
+def _unread(descriptor: int) -> int:
+    """How many bytes can be read at once."""
+    (size,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(size)
+
+
 def kill(process: Process, number: int) -> bool:
     """Sends a signal; False when the process has ended."""
     if process.status is not None:
         return False
     try:
-        os.kill(process.pid, signal.Signals(number) if number < 32 else number)
+        os.kill(process.pid, number)
     except ProcessLookupError:
         return False
     return True

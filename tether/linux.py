@@ -17,9 +17,10 @@ CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x20000, 0x2000000, 0x4000000
 CLONE_NEWIPC, CLONE_NEWPID = 0x8000000, 0x20000000
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_KEEPCAPS = 24, 38, 8
+PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 8, 24, 38
 _RB_POWER_OFF = 0x4321FEDC
-_SYS_PIVOT_ROOT, _SYS_FINIT_MODULE, _SYS_CAPSET = 155, 313, 126
+_SYS_CAPSET, _SYS_PIVOT_ROOT, _SYS_FINIT_MODULE, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 126, 155, 313, 428, 429
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 4, -100
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -47,7 +48,7 @@ def mount(source: str, target: str, filesystem: str = "", flags: int = 0, data: 
     """mount(2)."""
     _check(
         _libc.mount(
-            source.encode(),
+            os.fsencode(source),
             os.fsencode(target),
             filesystem.encode() or None,
             ctypes.c_ulong(flags),
@@ -60,6 +61,18 @@ def mount(source: str, target: str, filesystem: str = "", flags: int = 0, data: 
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def open_tree(path: str) -> int:
+    """open_tree(2): a descriptor of a bind mount of `path` that is mounted nowhere yet."""
+    descriptor = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    _check(descriptor, path)
+    return int(descriptor)
+
+
+def move_mount(mount: int, target: str) -> None:
+    """move_mount(2): mounts what `open_tree` gave."""
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH), target)
 
 
 def unshare(flags: int) -> None:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 
 EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
+# The kernel takes no longer wait than some 24 days; a timer further off is looked at again now and then.
+_LONGEST_WAIT_S = 86_400.0
 
 
 class Loop:
@@ -73,4 +75,5 @@ class Loop:
     def _until_next_timer(self) -> float | None:
         if not self._timers:
             return None
-        return max(0.0, min(moment for moment, _ in self._timers) - time.monotonic())
+        wait = min(moment for moment, _ in self._timers) - time.monotonic()
+        return min(max(0.0, wait), _LONGEST_WAIT_S)

@@ -9,16 +9,26 @@ import errno
 import fcntl
 import os
 import resource
+import select
 import signal
+import socket
+import stat
 import struct
 import termios
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from tether import linux, users
 from tether.launch import LaunchError, Step
 from tether.v1 import tether_pb2
 
+# Those that the resource module does not name.
+_LIMITS_WITHOUT_NAME = {"locks": 10}
+_PIPE_BYTES = 256 * 1024
+# From fork to exec; emulated machines with a cold cache take seconds.
+_PATIENCE_S = 60
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CAPABILITIES = [
     "CHOWN",
@@ -83,37 +93,30 @@ class Launched:
 
 
 def launch(spec: tether_pb2.ProcessSpec, enter: Callable[[], None], hostname: str) -> Launched:
-    """Forks, lets the child `enter` its namespaces, and executes; LaunchError when any step fails.
+    """Forks, lets the child `enter` its namespaces, and executes; LaunchError or OSError when any step fails.
 
     With a terminal the child opens it inside the container and sends it back, since that is where its devpts is.
     """
-    report_read, report_write = os.pipe()
-    if spec.terminal:
-        here, there = _socket_pair()
-        child_fds: tuple[int, ...] = (there,)
-        parent_fds: list[int] = [here]
-    else:
-        stdin_read, stdin_write = os.pipe() if spec.stdin else (os.open("/dev/null", os.O_RDONLY), -1)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        child_fds = (stdin_read, out_write, err_write)
-        parent_fds = [stdin_write, out_read, err_read]
-    pid = os.fork()
-    if pid == 0:
-        _child(spec, enter, hostname, child_fds, report_write)
-    for descriptor in (*child_fds, report_write):
-        os.close(descriptor)
+    ours, theirs = _socket_pair() if spec.terminal else _pipes(spec.stdin)
+    report, their_report = os.pipe()
     try:
-        stdio = _receive_terminal(parent_fds[0]) if spec.terminal else _pipes(parent_fds)
-        _await_exec(report_read)
-    except LaunchError:
-        if not spec.terminal:
-            _close(parent_fds)
+        pid = os.fork()
+    except OSError:
+        _close([*ours, *theirs, report, their_report])
+        raise
+    if pid == 0:
+        _child(spec, enter, hostname, theirs, their_report)
+    _close([*theirs, their_report])
+    try:
+        _await_exec(report)
+        return Launched(pid, _receive_terminal(ours[0]) if spec.terminal else _stdio(ours))
+    except (LaunchError, OSError):
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        _close(ours)
         raise
     finally:
-        os.close(report_read)
-    return Launched(pid, stdio)
+        os.close(report)
 
 
 def _close(descriptors: list[int]) -> None:
@@ -122,38 +125,60 @@ def _close(descriptors: list[int]) -> None:
             os.close(descriptor)
 
 
-def _pipes(descriptors: list[int]) -> Stdio:
+def _pipes(stdin: bool) -> tuple[list[int], list[int]]:
+    """Our ends of stdin, stdout and stderr (-1 for none), and the child's."""
+    opened: list[int] = []
+    try:
+        opened += reversed(os.pipe()) if stdin else (-1, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        opened += os.pipe()
+        opened += os.pipe()
+    except OSError:
+        _close(opened)
+        raise
+    return opened[::2], opened[1::2]
+
+
+def _stdio(descriptors: list[int]) -> Stdio:
     stdin, stdout, stderr = descriptors
     for descriptor in (stdout, stderr):
-        fcntl.fcntl(descriptor, 1031, 256 * 1024)  # F_SETPIPE_SZ: fewer wake-ups
+        with suppress(OSError):  # fewer wake-ups; not vital
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         os.set_blocking(descriptor, False)
     if stdin >= 0:
         os.set_blocking(stdin, False)
     return Stdio(stdin if stdin >= 0 else None, stdout, stderr)
 
 
-def _socket_pair() -> tuple[int, int]:
-    import socket
-
+def _socket_pair() -> tuple[list[int], list[int]]:
     here, there = socket.socketpair()
-    return here.detach(), there.detach()
+    return [here.detach()], [there.detach()]
 
 
 def _receive_terminal(here: int) -> Stdio:
-    import socket
-
-    with socket.socket(fileno=here) as channel:
+    """The terminal's descriptor, which the child sent before it became the program."""
+    with socket.socket(fileno=os.dup(here)) as channel:
+        channel.setblocking(False)
         _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     if not descriptors:
-        # The child failed before it had a terminal; its report says why.
-        return Stdio(None, os.open("/dev/null", os.O_RDONLY), None)
-    os.set_blocking(descriptors[0], False)
-    return Stdio(os.dup(descriptors[0]), descriptors[0], None)
+        raise LaunchError(Step.SETUP, 0, "the process was killed before it had its terminal")
+    try:
+        stdin = os.dup(descriptors[0])
+    except OSError:
+        os.close(descriptors[0])
+        raise
+    os.close(here)
+    os.set_blocking(stdin, False)
+    return Stdio(stdin, descriptors[0], None)
 
 
 def _await_exec(report: int) -> None:
-    data = os.read(report, 4096)
-    if data:
+    """Returns when the child has executed its program (or is dead, which shows as its end)."""
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    if not poll.poll(_PATIENCE_S * 1000):
+        # The agent does nothing else meanwhile: no process of the container may hold it up by stopping the child.
+        raise LaunchError(Step.SETUP, errno.ETIMEDOUT, f"it was not launched within {_PATIENCE_S} s")
+    if data := os.read(report, 4096):
         raise LaunchError.decode(data)
 
 
@@ -161,10 +186,12 @@ def _await_exec(report: int) -> None:
 
 
 def _child(
-    spec: tether_pb2.ProcessSpec, enter: Callable[[], None], hostname: str, descriptors: tuple[int, ...], report: int
-) -> None:
-    """Never returns: it becomes the program or reports why not."""
+    spec: tether_pb2.ProcessSpec, enter: Callable[[], None], hostname: str, descriptors: list[int], report: int
+) -> NoReturn:
+    """Becomes the program or reports why not."""
     try:
+        # Until it is the program, it holds what is the agent's: processes of the container must not reach into it.
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
         _reset_signals()
         _guard(enter)
         os.setsid()
@@ -198,8 +225,6 @@ def _reset_signals() -> None:
 
 def _open_terminal(size: tether_pb2.WindowSize, channel: int) -> None:
     """Opens a terminal of the container's own devpts, makes it the controlling one, hands the master to the agent."""
-    import socket
-
     master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     fcntl.ioctl(master, termios.TIOCSPTLCK if hasattr(termios, "TIOCSPTLCK") else 0x40045431, struct.pack("i", 0))
     number = struct.unpack("I", fcntl.ioctl(master, 0x80045430, bytes(4)))[0]  # TIOCGPTN
@@ -221,10 +246,18 @@ def resize(terminal: int, rows: int, columns: int) -> None:
 def _become(spec: tether_pb2.ProcessSpec, hostname: str) -> None:
     identity = users.resolve(spec.user, list(spec.additional_groups))
     environment = _environment(spec, identity, hostname)
+    _own_streams(identity.uid)
     _set_limits(spec)
     _drop_privileges(spec, identity)
     _enter_directory(spec.working_dir or "/")
     _execute(list(spec.args), environment)
+
+
+def _own_streams(uid: int) -> None:
+    """Makes pipes and terminal the user's, who may then open them again as /dev/stdout and the like."""
+    for descriptor in range(3):
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode) or os.isatty(descriptor):
+            os.fchown(descriptor, uid, -1)
 
 
 def _environment(spec: tether_pb2.ProcessSpec, identity: users.Identity, hostname: str) -> dict[str, str]:
@@ -239,7 +272,7 @@ def _set_limits(spec: tether_pb2.ProcessSpec) -> None:
     with open("/proc/self/oom_score_adj", "w") as score:
         score.write(str(spec.oom_score_adj))
     for limit in spec.rlimits:
-        kind = getattr(resource, f"RLIMIT_{limit.name.upper()}", None)
+        kind = _LIMITS_WITHOUT_NAME.get(limit.name) or getattr(resource, f"RLIMIT_{limit.name.upper()}", None)
         if kind is None:
             raise LaunchError(Step.SETUP, errno.EINVAL, f"unknown resource limit {limit.name!r}")
         try:
@@ -251,11 +284,11 @@ def _set_limits(spec: tether_pb2.ProcessSpec) -> None:
 def _drop_privileges(spec: tether_pb2.ProcessSpec, identity: users.Identity) -> None:
     wanted = set(spec.capabilities)
     with open("/proc/sys/kernel/cap_last_cap") as last:
-        known = _CAPABILITIES[: int(last.read()) + 1]
-    mask = sum(1 << number for number, name in enumerate(known) if name in wanted)
-    for number, name in enumerate(known):
-        if name not in wanted:
-            linux.prctl(linux.PR_CAPBSET_DROP, number)
+        count = int(last.read()) + 1
+    kept = {number for number, name in enumerate(_CAPABILITIES[:count]) if name in wanted}
+    mask = sum(1 << number for number in kept)
+    for number in set(range(count)) - kept:  # those too that this list does not know yet
+        linux.prctl(linux.PR_CAPBSET_DROP, number)
     os.setgroups(identity.groups)
     linux.prctl(linux.PR_SET_KEEPCAPS, 1)
     os.setresgid(identity.gid, identity.gid, identity.gid)
@@ -283,6 +316,8 @@ def _execute(args: list[str], environment: dict[str, str]) -> None:
         shown = (
             f'exec: "{name}": {_words(error)}' if error.errno != errno.ENOEXEC else f"exec {program}: {_words(error)}"
         )
+        if error.errno == errno.EACCES and os.path.isdir(program):
+            shown = f'exec: "{name}": is a directory'
         if error.errno == errno.ENOENT and "/" in name:
             shown = f'exec: "{name}": stat {name}: no such file or directory'
         raise LaunchError(Step.EXEC, error.errno or 0, shown) from error

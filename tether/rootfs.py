@@ -1,7 +1,8 @@
 """The container's file system: two disks joined by overlayfs, and what a process finds around it.
 
 `assemble` runs once, in the agent. `enter` runs in the child that becomes the container's first process: it makes the
-root its own before it mounts anything inside, so that links in the image lead nowhere but into the image.
+root its own, and lets go of the agent's file system, before it looks at anything inside, so that links in the image
+lead nowhere but into the image.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +22,11 @@ from tether.v1 import tether_pb2
 
 BASE = "/run/vch"
 ROOT = f"{BASE}/root"
+IMAGE = f"{BASE}/image"
+WRITABLE = f"{BASE}/rw"
 _ETC = f"{BASE}/etc"
+_ETC_FILES = ("hosts", "hostname", "resolv.conf")
+INIT_PROGRAM = "/sbin/docker-init"
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _LINKS = {
     "fd": "/proc/self/fd",
@@ -28,42 +34,61 @@ _LINKS = {
     "stdout": "/proc/self/fd/1",
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
+    "core": "/proc/kcore",
 }
 _MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
-    "/proc/timer_list",
+    "/proc/latency_stats",
     "/proc/sched_debug",
-    "/proc/acpi",
     "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _SECURE = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
-def assemble(request: tether_pb2.StartRequest) -> None:
-    """Mounts the image and the writable disk and joins them at ROOT; LaunchError when that fails."""
+def mount_disks(request: tether_pb2.StartRequest) -> None:
+    """Mounts the image at IMAGE and the writable disk at WRITABLE."""
+    image = _find_disk(request.image_disk.serial)
+    linux.mount(image, IMAGE, request.image_disk.filesystem, linux.MS_RDONLY)
+    writable = _find_disk(request.writable_disk.serial)
+    linux.mount(writable, WRITABLE, request.writable_disk.filesystem, linux.MS_NOATIME)
+
+
+def assemble(request: tether_pb2.StartRequest, mount_disks: Callable[[tether_pb2.StartRequest], None]) -> None:
+    """Mounts the container's disks and joins them at ROOT; LaunchError when that fails."""
     try:
-        for name in ("image", "rw", "root", "etc"):
-            os.makedirs(f"{BASE}/{name}", exist_ok=True)
-        image = _find_disk(request.image_disk.serial)
-        linux.mount(image, f"{BASE}/image", request.image_disk.filesystem, linux.MS_RDONLY)
-        writable = _find_disk(request.writable_disk.serial)
-        linux.mount(writable, f"{BASE}/rw", request.writable_disk.filesystem, linux.MS_NOATIME)
-        for name in ("upper", "work"):
-            os.makedirs(f"{BASE}/rw/{name}", exist_ok=True)
-        os.chmod(f"{BASE}/rw/upper", stat.S_IMODE(os.stat(f"{BASE}/image").st_mode))
-        layers = f"lowerdir={BASE}/image,upperdir={BASE}/rw/upper,workdir={BASE}/rw/work"
+        for path in (IMAGE, WRITABLE, ROOT, _ETC):
+            os.makedirs(path, exist_ok=True)
+        mount_disks(request)
+        if not os.path.isdir(f"{WRITABLE}/work"):  # last to be made: a container that died before begins again
+            _prepare_upper()
+        layers = f"lowerdir={IMAGE},upperdir={WRITABLE}/upper,workdir={WRITABLE}/work"
         linux.mount("overlay", ROOT, "overlay", 0, layers)
     except OSError as error:
         raise LaunchError(Step.MOUNT, error.errno or 0, f"mounting the container's disks: {error}") from error
     _write_etc(request)
 
 
+def _prepare_upper() -> None:
+    """Gives the writable layer the root directory of the image; from then on that is the container's to change."""
+    os.makedirs(f"{WRITABLE}/upper", exist_ok=True)
+    root = os.stat(IMAGE)
+    os.chown(f"{WRITABLE}/upper", root.st_uid, root.st_gid)
+    os.chmod(f"{WRITABLE}/upper", stat.S_IMODE(root.st_mode))
+    os.mkdir(f"{WRITABLE}/work")
+
+
 def disassemble() -> None:
     """Unmounts what `assemble` mounted, so that the disks are clean."""
-    for target in (ROOT, f"{BASE}/rw", f"{BASE}/image"):
+    for target in (ROOT, WRITABLE, IMAGE):
         try:
             linux.unmount(target)
         except OSError:
@@ -101,59 +126,66 @@ def _write_etc(request: tether_pb2.StartRequest) -> None:
     full = f"{name}.{request.domainname} {name}" if request.domainname else name
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.1.1\t{full}"]
     hosts += ["\t".join(line.split(None, 1)) for line in request.extra_hosts]
-    for file, lines in (("hosts", hosts), ("hostname", [name]), ("resolv.conf", list(request.resolv_conf))):
+    for file, lines in zip(_ETC_FILES, (hosts, [name], list(request.resolv_conf)), strict=True):
         Path(_ETC, file).write_text("".join(f"{line}\n" for line in lines))
 
 
 def enter(request: tether_pb2.StartRequest) -> None:
     """Makes ROOT the root of this process, which has its own mount namespace, and mounts what belongs into it."""
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    old = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    files = {f"/etc/{name}": linux.open_tree(f"{_ETC}/{name}") for name in _ETC_FILES}
+    if request.init_process:
+        files[INIT_PROGRAM] = linux.open_tree("/usr/bin/tini-static")
     os.chdir(ROOT)
     linux.pivot_root(".", ".")
+    linux.unmount(".", linux.MNT_DETACH)  # the old root, which now lies upon the new one
     os.chdir("/")
     _mount("proc", "/proc", "proc", _SECURE)
     _mount("sysfs", "/sys", "sysfs", _SECURE | (0 if request.privileged else linux.MS_RDONLY))
     _mount("cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | (0 if request.privileged else linux.MS_RDONLY))
     _populate_dev(request.shm_size_bytes or 64 << 20)
-    for file in ("hosts", "hostname", "resolv.conf"):
-        target = f"/etc/{file}"
-        _touch(target)
-        linux.mount(f"/proc/self/fd/{old}{_ETC}/{file}", target, "", linux.MS_BIND)
-    if request.init_process:
-        _touch("/sbin/docker-init")
-        linux.mount(f"/proc/self/fd/{old}/usr/bin/tini-static", "/sbin/docker-init", "", linux.MS_BIND)
-    for tmpfs in request.tmpfs:
-        flags, data = parse_tmpfs_options(tmpfs.options)
-        _mount("tmpfs", tmpfs.target, "tmpfs", flags, data)
-    _detach(old)
+    for tmpfs in sorted(request.tmpfs, key=lambda tmpfs: tmpfs.target.rstrip("/").count("/")):
+        _mount_tmpfs(tmpfs)
+    for target, file in files.items():
+        linux.move_mount(file, _touch(target))
+        os.close(file)
     _write_sysctls(dict(request.sysctls))
     # As Docker: the first process's directory is made for it, by root, even where the root will be read-only. If it
     # cannot be, entering it says why.
     with suppress(OSError):
-        os.makedirs(request.process.working_dir or "/", exist_ok=True)
+        os.makedirs(os.path.realpath(request.process.working_dir or "/"), exist_ok=True)
     if not request.privileged:
         _hide()
     if request.read_only_root:
         linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
 
 
-def _detach(old: int) -> None:
-    """Lets go of the agent's file system."""
-    os.fchdir(old)
-    linux.unmount(".", linux.MNT_DETACH)
-    os.close(old)
-    os.chdir("/")
+# Paths of the image may be links, even dangling ones: they are followed, and what is missing at their end is made.
+# realpath also takes the magic links of /proc for what they say rather than for where they lead.
 
 
 def _mount(source: str, target: str, filesystem: str, flags: int, data: str = "") -> None:
+    target = os.path.realpath(target)
     os.makedirs(target, exist_ok=True)
     linux.mount(source, target, filesystem, flags, data)
 
 
-def _touch(path: str) -> None:
+def _mount_tmpfs(tmpfs: tether_pb2.Tmpfs) -> None:
+    """Mounts one with the mode of the directory that it covers, as Docker does, unless the options name another."""
+    flags, data = parse_tmpfs_options(tmpfs.options)
+    with suppress(FileNotFoundError):
+        mode = stat.S_IMODE(os.stat(tmpfs.target).st_mode)
+        if not any(option.startswith("mode=") for option in data.split(",")):
+            data = ",".join(filter(None, (data, f"mode={mode:o}")))
+    _mount("tmpfs", tmpfs.target, "tmpfs", flags, data)
+
+
+def _touch(path: str) -> str:
+    """Makes a file to mount something over, unless there is one; returns where it really is."""
+    path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))
+    return path
 
 
 def _populate_dev(shm_size: int) -> None:

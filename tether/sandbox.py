@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from tether import cgroup, linux, rootfs, users
+from tether import linux, rootfs, usage, users
+from tether.cgroup import Group
 from tether.launch import LaunchError, Step
 from tether.process import Launched, launch
 from tether.v1 import tether_pb2
@@ -24,10 +27,15 @@ _KINDS = (
     ("cgroup", linux.CLONE_NEWCGROUP),
     ("mnt", linux.CLONE_NEWNS),
 )
+_NOT_RUNNING = "the container is not running"
 
 
 class Sandbox:
     """Made once; `start` may be called once, `execute` as long as the first process lives."""
+
+    def __init__(self, group: Group, mount_disks: Callable[[tether_pb2.StartRequest], None]) -> None:
+        self._group = group
+        self._mount_disks = mount_disks
 
     def start(self, request: tether_pb2.StartRequest) -> Launched:
         """Personalises the VM and launches the first process, process 1 of a PID namespace of its own."""
@@ -36,30 +44,33 @@ class Sandbox:
             time.clock_settime_ns(time.CLOCK_REALTIME, request.wall_clock_unix_ns)
         socket.sethostname(request.hostname)
         _loopback_up()
-        rootfs.assemble(request)
+        rootfs.assemble(request, self._mount_disks)
         try:
-            cgroup.create(request)
+            self._group.create(request)
         except OSError as error:
             raise LaunchError(Step.SETUP, error.errno or 0, f"setting the container's limits: {error}") from error
         spec = tether_pb2.ProcessSpec()
         spec.CopyFrom(request.process)
         if request.init_process:
-            spec.args[:0] = ["/sbin/docker-init", "--"]
+            spec.args[:0] = [rootfs.INIT_PROGRAM, "--"]
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
             linux.unshare(linux.CLONE_NEWPID)
-            return launch(spec, partial(_enter_new, request), request.hostname)
+            return launch(spec, partial(_enter_new, self._group, request), request.hostname)
         finally:
             linux.setns(own, linux.CLONE_NEWPID)
             os.close(own)
 
     def execute(self, spec: tether_pb2.ProcessSpec, init: int, hostname: str) -> Launched:
         """Launches a further process in the namespaces of the first."""
+        try:
+            target = os.open(f"/proc/{init}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise LaunchError(Step.SETUP, errno.ESRCH, _NOT_RUNNING) from error
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        target = os.open(f"/proc/{init}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
             linux.setns(target, linux.CLONE_NEWPID)
-            return launch(spec, partial(_join, init), hostname)
+            return launch(spec, partial(_join, self._group, init), hostname)
         finally:
             linux.setns(own, linux.CLONE_NEWPID)
             os.close(target)
@@ -67,15 +78,26 @@ class Sandbox:
 
     def oom_killed(self) -> bool:
         """Whether the kernel has killed a process of the container for want of memory."""
-        return cgroup.oom_kills() > 0
+        return self._group.oom_kills() > 0
 
     def signal_all(self, number: int) -> None:
         """Sends a signal to every process of the container."""
-        for line in (cgroup.CONTAINER / "cgroup.procs").read_text().split():
+        if number == signal.SIGKILL:
+            self._group.kill()
+            return
+        for pid in self._group.pids():
             with suppress(ProcessLookupError):
-                os.kill(int(line), number)
+                os.kill(pid, number)
 
-    def user_names(self) -> dict[int, str]:
+    def processes(self) -> list[tether_pb2.Process]:
+        """What runs in the container."""
+        return usage.processes(self._group, self._user_names())
+
+    def stats(self) -> tether_pb2.StatsResponse:
+        """What the container uses."""
+        return usage.stats(self._group)
+
+    def _user_names(self) -> dict[int, str]:
         """User names by number, from the container's own file; read in a child that cannot leave its root."""
         read, write = os.pipe()
         pid = os.fork()
@@ -92,7 +114,12 @@ class Sandbox:
         return _parse_names(text)
 
     def dispose(self) -> None:
-        """Unmounts the container's disks."""
+        """Kills what is left of the container, and unmounts its disks when nothing uses them any more."""
+        with suppress(OSError):  # there is no group if nothing was ever started
+            self._group.kill()
+        with suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
         rootfs.disassemble()
 
 
@@ -105,23 +132,23 @@ def _parse_names(text: bytes) -> dict[int, str]:
         return {}
 
 
-def _enter_new(request: tether_pb2.StartRequest) -> None:
-    cgroup.join()
+def _enter_new(group: Group, request: tether_pb2.StartRequest) -> None:
+    group.join()
     linux.unshare(_NAMESPACES)
     if request.domainname:
         Path("/proc/sys/kernel/domainname").write_text(request.domainname)
     rootfs.enter(request)
 
 
-def _join(init: int) -> None:
+def _join(group: Group, init: int) -> None:
     """Joins the namespaces of the first process, its root included."""
-    cgroup.join()
+    group.join()
     descriptors = []
     for name, kind in _KINDS:
         try:
             descriptors.append((os.open(f"/proc/{init}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind))
         except FileNotFoundError as error:
-            raise LaunchError(Step.SETUP, errno.ESRCH, "the container is not running") from error
+            raise LaunchError(Step.SETUP, errno.ESRCH, _NOT_RUNNING) from error
     for descriptor, kind in descriptors:
         linux.setns(descriptor, kind)
 

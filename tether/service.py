@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from tether import container, usage
+from tether import container
 from tether.channel import Channel
 from tether.container import Process, Streams
 from tether.journal import Piece
-from tether.launch import LaunchError
+from tether.launch import LaunchError, Step
 from tether.loop import Loop
 from tether.process import resize
 from tether.sandbox import Sandbox
 from tether.v1 import tether_pb2
-from tether.wire import DataReceived, Event, RequestReceived, SessionLost, SessionOpened
+from tether.wire import DataReceived, Event, LocalProtocolError, RequestReceived, SessionLost, SessionOpened
 
 PROTOCOL = 1
+SERVICE = "tether.v1.Tether"
 INIT = "init"
 _MAX_PROCESSES = 128
+# Answers to Exec that are kept after their process was forgotten, or never came to be.
+_MAX_ANSWERS = 1024
+_MAX_SIGNAL = 64
+# So long output of other processes may still be taken after the host has recorded init's exit.
+_HAND_OVER_S = 3.0
+# What is on its way to the host goes first, as far as the line takes it.
+_LAST_WORDS_S = 0.02
 _INVALID_ARGUMENT, _NOT_FOUND, _RESOURCE_EXHAUSTED, _FAILED_PRECONDITION = 3, 5, 8, 9
 _OUT_OF_RANGE, _UNIMPLEMENTED, _INTERNAL = 11, 12, 13
 
@@ -65,8 +75,11 @@ class Service:
         self._started_request = ""
         self._first_answer = tether_pb2.StartResponse()
         self._hostname = ""
-        self._stopping = False
+        self._kill_at = math.inf
+        self._settled = False
+        self._ending = False
         self._processes: dict[str, Process] = {}
+        self._answers: dict[str, tether_pb2.StartResponse] = {}
         self._followers: dict[int, Follower] = {}
         self._inputs: list[tuple[int, tether_pb2.WriteInputRequest]] = []
         self._streams = Streams(loop)
@@ -112,9 +125,13 @@ class Service:
 
     def _fail(self, stream_id: int, code: int, message: str) -> None:
         self._followers.pop(stream_id, None)
-        self._channel.session.send_response(stream_id, code=code, message=message)
+        with suppress(LocalProtocolError):  # it has its answer already
+            self._channel.session.send_response(stream_id, code=code, message=message)
+        self._end_when_handed_over()
 
     def _request(self, event: RequestReceived) -> None:
+        if event.service != SERVICE:
+            raise RpcError(_UNIMPLEMENTED, f"there is no service {event.service!r}")
         if event.method == "Follow":
             self._follow(event)
         elif event.method == "WriteInput":
@@ -152,13 +169,24 @@ class Service:
     def _exec(self, request: tether_pb2.ExecRequest) -> Message:
         if known := self._processes.get(request.process_id):
             return known.response
+        if answer := self._answers.get(request.process_id):
+            return answer
         init = self._running_init()
         if not request.process_id or not request.process.args:
             raise RpcError(_INVALID_ARGUMENT, "an exec needs a process id and a program")
         if len(self._processes) >= _MAX_PROCESSES:
             raise RpcError(_RESOURCE_EXHAUSTED, f"{_MAX_PROCESSES} processes are running or not yet recorded")
         launch = partial(self._sandbox.execute, request.process, init.pid, self._hostname)
-        return self._launch(request.process_id, request.process, launch)
+        answer = self._launch(request.process_id, request.process, launch)
+        if answer.HasField("failure"):
+            self._remember(request.process_id, answer)
+        return answer
+
+    def _remember(self, process_id: str, answer: tether_pb2.StartResponse) -> None:
+        """Keeps the answer for an Exec that is repeated late: no command is run twice."""
+        self._answers[process_id] = answer
+        if len(self._answers) > _MAX_ANSWERS:
+            del self._answers[next(iter(self._answers))]
 
     def _launch(
         self, process_id: str, spec: tether_pb2.ProcessSpec, launch: Callable[[], Any]
@@ -166,14 +194,15 @@ class Service:
         try:
             launched = launch()
         except LaunchError as error:
-            failure = tether_pb2.LaunchFailure(step=int(error.step), errno=error.number, message=error.message)  # type: ignore[arg-type]
-            return tether_pb2.StartResponse(failure=failure)
+            return _failure(error)
+        except OSError as error:
+            return _failure(LaunchError(Step.SETUP, error.errno or 0, f"preparing the container: {error}"))
         process = self._streams.adopt(process_id, launched, spec)
         self._processes[process_id] = process
         return process.response
 
     def _signal(self, request: tether_pb2.SignalRequest) -> Message:
-        if not 1 <= request.signal <= 64:
+        if not 1 <= request.signal <= _MAX_SIGNAL:
             raise RpcError(_INVALID_ARGUMENT, f"{request.signal} is no signal")
         process = self._process(request.process_id)
         if request.all:
@@ -184,10 +213,14 @@ class Service:
 
     def _stop(self, request: tether_pb2.StopRequest) -> Message:
         init = self._process(INIT)
+        if request.signal > _MAX_SIGNAL:
+            raise RpcError(_INVALID_ARGUMENT, f"{request.signal} is no signal")
         container.kill(init, request.signal or signal.SIGTERM)
-        if request.HasField("grace_ms") and not self._stopping:
-            self._stopping = True
-            self._loop.call_later(request.grace_ms / 1000, partial(_kill_hard, init))
+        if request.HasField("grace_ms"):
+            grace_s = request.grace_ms / 1000
+            if time.monotonic() + grace_s < self._kill_at:
+                self._kill_at = time.monotonic() + grace_s
+                self._loop.call_later(grace_s, partial(_kill_hard, init))
         return tether_pb2.StopResponse()
 
     def _resize(self, request: tether_pb2.ResizeRequest) -> Message:
@@ -199,15 +232,15 @@ class Service:
 
     def _list(self, _: tether_pb2.ProcessesRequest) -> Message:
         self._running_init()
-        return tether_pb2.ProcessesResponse(processes=usage.processes(self._sandbox.user_names()))
+        return tether_pb2.ProcessesResponse(processes=self._sandbox.processes())
 
     def _stats(self, _: tether_pb2.StatsRequest) -> Message:
-        self._process(INIT)
-        return usage.stats()
+        if INIT not in self._processes:
+            raise RpcError(_FAILED_PRECONDITION, "the container has not been started")
+        return self._sandbox.stats()
 
     def _shut_down(self, _: tether_pb2.PowerOffRequest) -> Message:
-        # The answer goes out first, as far as the line takes it.
-        self._loop.call_later(0.05, self._power_off)
+        self._end()
         return tether_pb2.PowerOffResponse()
 
     # --- input
@@ -261,12 +294,28 @@ class Service:
         if event.end:
             self._followers.pop(event.stream_id, None)
             self._channel.session.send_response(event.stream_id)
+            self._end_when_handed_over()
 
     def _forget(self, process: Process) -> None:
-        if process.id == INIT:
-            self._loop.call_later(0.02, self._power_off)
-        else:
-            self._processes.pop(process.id, None)
+        if process.id != INIT:
+            if self._processes.pop(process.id, None):
+                self._remember(process.id, process.response)
+        elif not self._settled:
+            self._settled = True
+            self._loop.call_later(_HAND_OVER_S, self._end)
+            self._end_when_handed_over()
+
+    def _end_when_handed_over(self) -> None:
+        """The end of init is the VM's, but not before the host has what it follows of other processes."""
+        if self._settled and all(
+            one.process.id not in self._processes or one.process.id == INIT for one in self._followers.values()
+        ):
+            self._end()
+
+    def _end(self) -> None:
+        if not self._ending:
+            self._ending = True
+            self._loop.call_later(_LAST_WORDS_S, self._power_off)
 
     def _on_room(self) -> None:
         for process in {id(follower.process): follower.process for follower in self._followers.values()}.values():
@@ -317,6 +366,11 @@ class Service:
                 if process.pid == pid and process.status is None:
                     process.oom_killed = self._sandbox.oom_killed()
                     self._streams.ended(process, status)
+
+
+def _failure(error: LaunchError) -> tether_pb2.StartResponse:
+    failure = tether_pb2.LaunchFailure(step=int(error.step), errno=error.number, message=error.message)  # type: ignore[arg-type]
+    return tether_pb2.StartResponse(failure=failure)
 
 
 def _output(piece: Piece) -> bytes:

@@ -45,7 +45,8 @@ def _records(path: str, fields: int) -> Iterator[list[str]]:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and int(text) <= _MAX_ID else None
+    # Ten digits at most: int() itself refuses absurdly many, with another error.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_ID else None
 
 
 def _group(name: str) -> int:

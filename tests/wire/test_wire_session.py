@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.wire import (
@@ -86,6 +86,7 @@ _payloads = st.lists(
 )
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(messages=_payloads, seed=st.integers())
 def test_any_split_of_the_stream_gives_the_same_calls(messages: list[bytes], seed: int) -> None:
     line = Line(random.Random(seed))
@@ -93,6 +94,7 @@ def test_any_split_of_the_stream_gives_the_same_calls(messages: list[bytes], see
     _echo(line, messages)
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(messages=_payloads, garbage=st.binary(max_size=300), seed=st.integers())
 def test_any_garbage_before_a_session_is_passed_over(messages: list[bytes], garbage: bytes, seed: int) -> None:
     line = Line(random.Random(seed))
@@ -102,6 +104,7 @@ def test_any_garbage_before_a_session_is_passed_over(messages: list[bytes], garb
     _echo(line, messages)
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(
     messages=_payloads.filter(bool),
     to_guest=st.booleans(),
@@ -155,6 +158,33 @@ def test_host_that_restarts_takes_over() -> None:
     line.host.connect()
     line.deliver()
     assert line.heard[Role.GUEST] == [SessionLost("the host began a new session"), SessionOpened()]
+
+
+def test_calls_that_arrive_together_with_their_sessions_end_are_not_heard() -> None:
+    line = Line()
+    line.connect()
+    line.host.send_request("service", "Method", b"")
+    last_words = line.host.data_to_send()
+    line.host.connect()
+    line.carry(Role.GUEST, last_words + line.host.data_to_send())
+    assert line.heard[Role.GUEST] == [SessionLost("the host began a new session"), SessionOpened()]
+    line.deliver()
+    line.host.send_request("service", "Method", b"")
+    line.heard[Role.GUEST].clear()
+    line.carry(Role.GUEST, line.host.data_to_send() + b"noise")
+    assert line.heard[Role.GUEST] == [SessionLost("the peer broke the protocol: damaged or missing bytes on the line")]
+
+
+def test_answers_that_arrive_together_with_their_sessions_end_are_heard() -> None:
+    """They may be the guest's last words."""
+    line = Line()
+    line.connect()
+    stream = line.host.send_request("service", "Method", b"")
+    line.deliver()
+    line.guest.send_response(stream, b"answer")
+    last_words = line.guest.data_to_send()
+    line.carry(Role.HOST, last_words + Session(Role.GUEST).data_to_send())
+    assert line.heard[Role.HOST] == [ResponseReceived(stream, 0, "", b"answer"), SessionLost("the agent started anew")]
 
 
 def test_hello_lost_before_the_guest_listens_is_sent_again() -> None:
@@ -213,6 +243,7 @@ def test_broken_protocol_ends_the_session_at_both_ends(role: Role, frame: bytes)
     assert not victim.is_open
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(data=st.lists(st.one_of(st.binary(), st.just(link.MARKER), st.sampled_from([b"\x00", b"\x7f\x7f\x7f\x7f"]))))
 def test_no_bytes_can_raise_or_be_hoarded(data: list[bytes]) -> None:
     decoder = link.Decoder()

@@ -121,7 +121,7 @@ class Session:
     # --- frames
 
     def _receive_frame(self, frame: link.Frame, events: list[Event]) -> None:
-        if self._role is Role.GUEST and frame.kind is link.Kind.HELLO:
+        if self._role is Role.GUEST and frame.kind is link.Kind.HELLO and frame.session:
             self._accept(frame.session, events)
         elif self._role is Role.HOST and frame.kind is link.Kind.LISTENING:
             self._guest_listens(events)
@@ -145,7 +145,7 @@ class Session:
         """A host's HELLO: the newest wins, a repeated one is acknowledged again."""
         if session != self._session or not self.is_open:
             if self.is_open:
-                events.append(SessionLost("the host began a new session"))
+                self._end(events, "the host began a new session")
             self._reset(session)
             self._output.clear()
             self.is_open = True
@@ -259,6 +259,10 @@ class Session:
     def _end(self, events: list[Event], reason: str) -> None:
         was_connecting = self._session != 0
         self._reset(0)
+        if self._role is Role.GUEST:
+            # Calls that came with the same bytes as their session's end: nobody can be answered any more, and in the
+            # next session their stream ids stand for others.
+            events[:] = [event for event in events if isinstance(event, SessionOpened | SessionLost)]
         if was_connecting:
             events.append(SessionLost(reason))
 

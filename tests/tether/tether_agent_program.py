@@ -1,0 +1,119 @@
+"""The agent as a program on this machine: process 1 of a PID namespace, with all that is its VM's made private to it.
+
+Everything is the product's own but two things: what a start finds on its "disks" is this machine's root file system
+below an empty tmpfs, and to power off means to end. Ends at SIGTERM, with all that it started.
+
+    python tether_agent_program.py SOCKET '{"etc/shadow": "text of a file", "etc/hosts": {"link": "/elsewhere"}}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from tether import linux, rootfs, vsock
+from tether.cgroup import ROOT as CGROUPS
+from tether.cgroup import Group
+from tether.loop import Loop
+from tether.sandbox import Sandbox
+from tether.service import Service
+from tether.v1 import tether_pb2 as pb
+
+_CLONE_NEWNET, _PR_SET_CHILD_SUBREAPER = 0x40000000, 36
+
+
+def _mount_private(source: str, target: str) -> None:
+    Path(target).mkdir(parents=True, exist_ok=True)
+    linux.mount(source, target, source)
+
+
+def supervise(path: str, changes: dict[str, object]) -> int:
+    """Makes the namespaces and a control group, waits for the agent's end, removes the group."""
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(8)
+    _mount_private("tmpfs", "/run")
+    _mount_private("cgroup2", "/run/groups")
+    group = Path(f"/run/groups/vch-test-{os.getpid()}")
+    (group / "agent").mkdir(parents=True)
+    linux.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, lambda *_: (group / "cgroup.kill").write_text("1"))
+    pid = os.fork()
+    if pid == 0:
+        _enter(group, listener, changes)
+    status = os.waitpid(pid, 0)[1]
+    with suppress(ChildProcessError):
+        while True:  # the agent itself, if it was killed: when it can be collected, all that it started is gone
+            os.waitpid(-1, 0)
+    for name in ("container", "agent", ""):
+        if (group / name).exists():
+            (group / name).rmdir()
+    return os.waitstatus_to_exitcode(status)
+
+
+def _enter(group: Path, listener: socket.socket, changes: dict[str, object]) -> NoReturn:
+    """Has the agent made process 1; waits for it and ends like it."""
+    (group / "cgroup.procs").write_text("0")
+    linux.unshare(linux.CLONE_NEWCGROUP | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | _CLONE_NEWNET)
+    (group / "agent" / "cgroup.procs").write_text("0")
+    linux.unshare(linux.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        serve(listener, changes)
+        os._exit(0)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
+
+
+def _write(changes: dict[str, object]) -> None:
+    """Lays files ("text", or {"text": text, "mode": mode}), links and directories (null) into the image."""
+    for name, content in changes.items():
+        path = Path(rootfs.WRITABLE, "upper", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict) and "link" in content:
+            path.symlink_to(content["link"])
+        elif isinstance(content, dict):
+            path.write_text(content["text"])
+            path.chmod(content["mode"])
+        elif content is None:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.write_text(str(content), encoding="latin-1")
+
+
+def serve(listener: socket.socket, changes: dict[str, object]) -> None:
+    """What tether's own main does."""
+    linux.mount("proc", "/proc", "proc")
+    _mount_private("cgroup2", str(CGROUPS))
+    loop = Loop()
+
+    def mount_disks(_: pb.StartRequest) -> None:
+        linux.mount("/", rootfs.IMAGE, "", linux.MS_BIND)
+        linux.mount("tmpfs", rootfs.WRITABLE, "tmpfs")
+        _write(changes)
+
+    sandbox = Sandbox(Group(), mount_disks)
+
+    def power_off() -> None:
+        sandbox.dispose()
+        left = [line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {rootfs.BASE}/" in line]
+        if left:
+            sys.exit(f"still mounted: {left}")
+        loop.stop()
+
+    service = Service(loop, sandbox, "test", power_off)
+    vsock.serve(loop, listener, service.attach, lambda _: True)
+    sys.stdout.write("listening\n")
+    sys.stdout.flush()
+    loop.run()
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(sys.argv[1], json.loads(sys.argv[2])))
