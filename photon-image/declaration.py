@@ -46,6 +46,7 @@ class Declaration:
     packages: tuple[Package, ...]
     wheels: tuple[Wheel, ...]
     stdlib_exclude: tuple[str, ...]
+    lazy: tuple[str, ...]
     modules_load: tuple[str, ...]
     modules_vsock: tuple[str, ...]
     modules_available: tuple[str, ...]
@@ -82,6 +83,7 @@ def _parse(data: dict[str, Any]) -> Declaration:
             for item in data["wheel"]
         ),
         stdlib_exclude=tuple(data["stdlib"]["exclude"]),
+        lazy=tuple(data["lazy"]["modules"]),
         modules_load=tuple(data["modules"]["load"]),
         modules_vsock=tuple(data["modules"]["vsock"]),
         modules_available=tuple(data["modules"]["available"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 import cpio
 import elf
 import globs
+import lazy
 from cpio import Entry
 from declaration import Declaration, Package, Wheel
 from errors import BuildError
@@ -128,10 +129,22 @@ def _with_bytecode(files: dict[str, Entry], inputs: Inputs, guest: GuestPython) 
         if not (path.startswith(stdlib) and globs.matches(path.removeprefix(stdlib), excluded))
     }
     sources = {path: entry.data for path, entry in kept.items() if path.endswith(".py") and stat.S_ISREG(entry.mode)}
-    compiled = guest.compile(sources)
+    compiled = guest.compile(lazy.with_stand_ins(sources, _lazy_paths(sources, inputs)))
     return {path: entry for path, entry in kept.items() if not path.endswith(".py")} | {
         path: cpio.file(data) for path, data in compiled.items()
     }
+
+
+def _lazy_paths(sources: dict[str, bytes], inputs: Inputs) -> frozenset[str]:
+    found = set()
+    for module in inputs.declaration.lazy:
+        file = f"{module.replace('.', '/')}.py"
+        candidates = [f"{_DIST_PACKAGES}/{file}", f"usr/lib/python{inputs.python}/{file}"]
+        path = next((path for path in candidates if path in sources), None)
+        if path is None:
+            raise BuildError(f"there is no module {module} in the image")
+        found.add(path)
+    return frozenset(found)
 
 
 def _kernel_modules(kernel: Kernel, declaration: Declaration) -> dict[str, Entry]:

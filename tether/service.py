@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import signal
 import sys
 import time
@@ -70,7 +69,7 @@ class Service:
         self._sandbox = sandbox
         self._version = version
         self._power_off = power_off
-        self._boot_id = secrets.token_hex(16)
+        self._boot_id = os.urandom(16).hex()
         self._ready_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._started_request = ""
         self._first_answer = tether_pb2.StartResponse()

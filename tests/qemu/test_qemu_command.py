@@ -102,6 +102,11 @@ def test_no_vsock_address_where_there_is_none() -> None:
     assert command.guest_cid(build()) is None
 
 
+@pytest.mark.parametrize(("accelerator", "without"), [("tcg", True), ("kvm", False)])
+def test_no_huge_pages_under_emulation(accelerator: str, without: bool) -> None:
+    assert ("transparent_hugepage=never" in value(build(accelerator), "-append").split()) is without
+
+
 def test_freed_memory_goes_back_to_the_host() -> None:
     assert any("free-page-reporting=on" in device for device in values(build(), "-device"))
 
