@@ -93,7 +93,7 @@ def test_help_lists_every_target() -> None:
 
 def test_specification_names_existing_tests() -> None:
     named = [
-        word.strip("`")
+        word.strip("`,")
         for line in (ROOT / "SPECIFICATION.md").read_text().splitlines()
         for word in line.replace("|", " ").split()
         if word.startswith("`tests/")
