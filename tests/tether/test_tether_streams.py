@@ -191,11 +191,11 @@ async def test_large_input_over_a_line_that_breaks(agent: Agent) -> None:
         assert (await take(client.follow("init", 0))).stdout[:64].decode() == hashlib.sha256(data).hexdigest()
 
 
-async def _fill(client: AgentClient) -> tuple[int, asyncio.Task[int]]:
+async def _fill(client: AgentClient, process_id: str) -> tuple[int, asyncio.Task[int]]:
     """Writes input until the agent has room for no more; the offset and the write that waits."""
     offset = 0
     while True:
-        request = pb.WriteInputRequest(process_id="init", offset=offset, data=bytes(65536))
+        request = pb.WriteInputRequest(process_id=process_id, offset=offset, data=bytes(65536))
         writing = asyncio.create_task(client.write_input(request))
         done, _ = await asyncio.wait([writing], timeout=0.5)
         if not done:
@@ -209,7 +209,7 @@ async def test_input_that_nobody_reads_waits(agent: Agent) -> None:
         await client.start(
             start_request(spec("sh", "-c", "trap 'wc -c; exit' TERM; while :; do sleep 0.05; done", stdin=True))
         )
-        offset, writing = await _fill(client)
+        offset, writing = await _fill(client, "init")
         await client.signal(pb.SignalRequest(process_id="init", signal=15))
         assert await writing == offset + 65536
         await client.write_input(pb.WriteInputRequest(process_id="init", offset=offset + 65536, close=True))
@@ -217,10 +217,13 @@ async def test_input_that_nobody_reads_waits(agent: Agent) -> None:
 
 
 async def test_input_that_waits_when_the_process_ends_is_answered(agent: Agent) -> None:
+    """Even while a descendant keeps the other end open, so that the pipe itself tells nothing."""
     async with agent.connect() as client:
-        await client.start(start_request(spec("sleep", "1000", stdin=True)))
-        _, writing = await _fill(client)
-        await client.signal(pb.SignalRequest(process_id="init", signal=9))
+        await client.start(start_request(spec("sleep", "1000")))
+        process = spec("sh", "-c", "exec 3<&0; sleep 1000 <&3 & exec sleep 1000", stdin=True)
+        await client.exec(pb.ExecRequest(process_id="e", process=process))
+        _, writing = await _fill(client, "e")
+        await client.signal(pb.SignalRequest(process_id="e", signal=9))
         with pytest.raises(AgentRpcError) as refusal:
             await writing
         assert refusal.value.rpc_code == FAILED_PRECONDITION
