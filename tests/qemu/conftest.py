@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from qemu_machines import own_processes
+from qemu_machines import all_ended
 
 from portlayer.drivers.qemu import LocalDatastore, QemuDriver
 
@@ -53,4 +53,4 @@ async def driver(state_dir: Path, guest_image: Path, tmp_path: Path) -> AsyncIte
             await driver.destroy(machine)
         await driver.close()
         assert not list((state_dir / "machines").iterdir())
-        assert not own_processes(state_dir)
+        await all_ended(state_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from portlayer.drivers.base import MachineSpec
@@ -29,3 +30,10 @@ def own_processes(state_dir: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+async def all_ended(state_dir: Path) -> None:
+    """Returns when nothing works below `state_dir` any more: a console's keeper ends just after its QEMU."""
+    async with asyncio.timeout(10):
+        while own_processes(state_dir):
+            await asyncio.sleep(0.01)

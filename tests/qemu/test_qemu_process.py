@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from qemu_machines import all_ended
 
 from portlayer.drivers.qemu import command, process
 
@@ -115,3 +116,36 @@ async def test_command_line_of_a_running_machine_alone(directory: Path) -> None:
         assert pidfd is not None
         await process.end(pidfd)
     assert process.command_line(directory, MACHINE) is None
+
+
+async def kept(file: Path, size: int) -> bytes:
+    """The keeper's file once it has `size` bytes."""
+    async with asyncio.timeout(10):
+        while file.stat().st_size < size:
+            await asyncio.sleep(0.005)
+    return file.read_bytes()
+
+
+async def test_the_keeper_writes_at_once_and_no_more_than_its_limit(tmp_path: Path) -> None:
+    """Byte by byte, as a serial port writes; then the keeper is gone and the writer is told."""
+    limit = 300
+    async with process.keeper(tmp_path, "console", limit) as pipe:
+        for number in range(200):
+            os.write(pipe, b"%d" % (number % 10))
+            if number % 50 == 0:
+                await kept(tmp_path / "console", number + 1)
+        os.write(pipe, b"x" * 1000)
+        assert await kept(tmp_path / "console", limit) == (b"0123456789" * 20) + b"x" * 100
+        async with asyncio.timeout(10):
+            with pytest.raises(BrokenPipeError):
+                while True:
+                    os.write(pipe, b"y")
+                    await asyncio.sleep(0.005)
+    assert (tmp_path / "console").stat().st_size == limit
+
+
+async def test_the_keeper_ends_with_its_writer(tmp_path: Path) -> None:
+    async with process.keeper(tmp_path, "console", 1000) as pipe:
+        os.write(pipe, b"last words")
+    assert await kept(tmp_path / "console", 10) == b"last words"
+    await all_ended(tmp_path)

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from qemu_machines import make_spec, own_processes
+from qemu_machines import all_ended, make_spec
 
 from portlayer.drivers.base import Machine, MachineSpec, PowerState
 from portlayer.drivers.qemu import LocalDatastore, QemuDriver, command
@@ -85,7 +85,7 @@ async def test_destroy_running_machine_leaves_nothing(driver: QemuDriver, state_
     await driver.destroy(machine)
     await driver.destroy(machine)
     assert not machine.directory.exists()
-    assert not own_processes(state_dir)
+    await all_ended(state_dir)
     assert await driver.list() == []
     with pytest.raises(DriverError):
         await machine.open_channel()
@@ -104,7 +104,7 @@ async def test_what_qemu_says_is_quoted(driver: QemuDriver, state_dir: Path) -> 
     with pytest.raises(DriverError, match="CPUs"):
         await machine.power_on()
     assert await machine.power_state() is PowerState.OFF
-    assert not own_processes(state_dir)
+    await all_ended(state_dir)
 
 
 async def test_missing_image_disk(driver: QemuDriver, state_dir: Path) -> None:
@@ -138,6 +138,9 @@ async def test_console_is_bounded_without_anyone_looking(driver: QemuDriver, mon
     assert machine.console_log is not None
     async with asyncio.timeout(60), agent.AgentClient(machine.open_channel) as client:
         await client.hello(timeout_s=50)
+    async with asyncio.timeout(10):
+        while machine.console_log.stat().st_size < 7:
+            await asyncio.sleep(0.01)
     assert machine.console_log.stat().st_size == 7
     first = machine.console_log.read_bytes()
     await machine.power_off()

@@ -46,7 +46,7 @@ async def keeper(directory: Path, name: str, limit_bytes: int) -> AsyncIterator[
     read, write = os.pipe()
     try:
         with os.fdopen(read, "rb", buffering=0) as output, (directory / name).open("wb") as kept:
-            keep = ("dd", "bs=64K", f"count={limit_bytes}", "iflag=count_bytes", "status=none")
+            keep = ("stdbuf", "-o0", "head", "-c", str(limit_bytes))  # not dd, whose limit counts short reads as whole
             await _fork(keep, directory, directory / name, (), stdin=output, stdout=kept, stderr=subprocess.DEVNULL)
         yield write
     finally:
