@@ -28,15 +28,16 @@ from portlayer.errors import (
 )
 from portlayer.events import EventHub
 from portlayer.execution import health, process_spec, restarts, states
-from portlayer.execution.exec_process import ExecProcess
+from portlayer.execution.execs import Execs
 from portlayer.execution.probe import probe
-from portlayer.execution.run import Ended, Run
+from portlayer.execution.run import INIT, Ended, Run
 from portlayer.execution.sizes import Size
 from portlayer.execution.states import Action
 from portlayer.execution.streams import OutputHub
 from portlayer.execution.tasks import Tasks
+from portlayer.execution.terminal import resize_terminal
 from portlayer.logs import Log
-from portlayer.v1 import execution_pb2, record_pb2, types_pb2
+from portlayer.v1 import record_pb2, types_pb2
 from tether.v1 import tether_pb2
 
 SIGKILL = 9
@@ -51,7 +52,6 @@ _STOP_CALL_S = 10.0
 _SIGNAL_S = 30.0
 # After a restart, a hypervisor that does not say so soon whether a machine runs is not waited for.
 _RECOVER_S = 10.0
-_MAX_ENDED_EXECS = 64
 _SAVE_RETRY_S = 1.0
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Container:
             keep=not limits.disabled,
         )
         self.output = OutputHub()
-        self.execs: dict[str, ExecProcess] = {}
+        self.execs = Execs(self.id, self.spec, host.tasks, ready=self._ready_run, emit=self.emit)
         self._lock = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._run: Run | None = None
@@ -125,7 +125,7 @@ class Container:
         """A copy for clients."""
         container = types_pb2.Container()
         container.CopyFrom(self.record.container)
-        container.exec_ids.extend(one.id for one in self.execs.values() if not one.ended.is_set())
+        container.exec_ids.extend(self.execs.pending_ids())
         return container
 
     def emit(self, action: str, attributes: Mapping[str, str] | None = None) -> None:
@@ -403,7 +403,7 @@ class Container:
             except TimeoutError:
                 self.output.relax()
                 if run := self._run:
-                    request = tether_pb2.SignalRequest(process_id="init", signal=SIGKILL)
+                    request = tether_pb2.SignalRequest(process_id=INIT, signal=SIGKILL)
                     with contextlib.suppress(AgentError):
                         await run.client.signal(request, timeout_s=_STOP_CALL_S)
         await self._cut_power("it does not end")
@@ -411,7 +411,7 @@ class Container:
 
     async def _signal(self, signal: int) -> None:
         patience_s = _KILL_S if signal == SIGKILL else _SIGNAL_S
-        request = tether_pb2.SignalRequest(process_id="init", signal=signal)
+        request = tether_pb2.SignalRequest(process_id=INIT, signal=signal)
         try:
             await self._live_run().client.signal(request, timeout_s=patience_s)
         except AgentRpcError as error:
@@ -535,22 +535,8 @@ class Container:
             self.spec.process.terminal_rows, self.spec.process.terminal_columns = rows, columns
             return
         self._require_live()
-        await self._resize("init", rows, columns)
+        await resize_terminal(self._live_run().client, INIT, rows, columns)
         self.emit("resize", {"height": str(rows), "width": str(columns)})
-
-    async def resize_exec(self, process: ExecProcess, rows: int, columns: int) -> None:
-        """Sets the size of an exec's terminal. Raises ConflictError when it does not run."""
-        if not process.running:
-            process.spec.terminal_rows, process.spec.terminal_columns = rows, columns
-            return
-        await self._resize(process.id, rows, columns)
-
-    async def _resize(self, process_id: str, rows: int, columns: int) -> None:
-        size = tether_pb2.WindowSize(rows=rows, columns=columns)
-        try:
-            await self._live_run().client.resize(tether_pb2.ResizeRequest(process_id=process_id, window_size=size))
-        except AgentRpcError as error:
-            raise ConflictError(f"cannot resize: {error.message}") from error
 
     async def processes(self) -> tether_pb2.ProcessesResponse:
         """The container's processes. Raises ConflictError when it does not run."""
@@ -575,42 +561,6 @@ class Container:
             if self._run is not run:
                 return None  # it ended meanwhile
             raise
-
-    def create_exec(self, spec: execution_pb2.ExecSpec) -> ExecProcess:
-        """Prepares a process. Raises ConflictError when the container does not run."""
-        self._require_live()
-        self._require_not_paused()
-        process = ExecProcess(secrets.token_hex(32), self.id, spec)
-        ended = [one for one in self.execs.values() if one.ended.is_set()]
-        for old in ended[: max(0, len(ended) - _MAX_ENDED_EXECS + 1)]:
-            del self.execs[old.id]
-        self.execs[process.id] = process
-        self.emit(f"exec_create: {spec.args[0]} {' '.join(spec.args[1:])}", {"execID": process.id})
-        return process
-
-    async def start_exec(self, process: ExecProcess) -> None:
-        """Launches a prepared process and has it watched. Raises LaunchError, ConflictError."""
-        self._require_live()
-        self._require_not_paused()
-        process.claim()
-        await self._host.tasks.finish(self._start_exec(process, self._live_run()), f"exec {process.id[:12]}")
-
-    async def kill_exec(self, process: ExecProcess) -> None:
-        """Sends SIGKILL to an exec; nothing happens when it has ended, or the container has."""
-        if self._run is not None:
-            request = tether_pb2.SignalRequest(process_id=process.id, signal=SIGKILL)
-            with contextlib.suppress(AgentError):
-                await self._run.client.signal(request)
-
-    async def _start_exec(self, process: ExecProcess, run: Run) -> None:
-        args = process.spec.args
-        self.emit(f"exec_start: {args[0]} {' '.join(args[1:])}", {"execID": process.id})
-        await process.start(run.client, process_spec.exec_request(process.id, process.spec, self.spec))
-        self._host.tasks.spawn(self._watch_exec(process, run), f"watch exec {process.id[:12]}")
-
-    async def _watch_exec(self, process: ExecProcess, run: Run) -> None:
-        exit_code = await process.watch(run.client)
-        self.emit("exec_die", {"execID": process.id, "exitCode": str(exit_code)})
 
     # --- after a restart of the port layer
 
@@ -707,6 +657,12 @@ class Container:
         if self._run is None:
             raise ConflictError(f"container {self.id} is not running")
         return self._run
+
+    def _ready_run(self) -> Run:
+        """The run that a further process may begin in."""
+        self._require_live()
+        self._require_not_paused()
+        return self._live_run()
 
     def _require_live(self) -> None:
         if self.state.status == states.RESTARTING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 
 from portlayer.agent import AgentClient, AgentError, AgentRpcError
 from portlayer.agent.errors import FAILED_PRECONDITION, RESOURCE_EXHAUSTED
@@ -11,6 +12,7 @@ from portlayer.errors import ConflictError, ExhaustedError, LaunchError
 from portlayer.execution.launch_failure import launch_error
 from portlayer.execution.standard_input import StandardInput
 from portlayer.execution.streams import OutputHub
+from portlayer.execution.terminal import resize_terminal
 from portlayer.logs import Chunk
 from portlayer.v1 import execution_pb2
 from tether.v1 import tether_pb2
@@ -33,6 +35,8 @@ class ExecProcess:
         self.pid = 0
         self.ended = asyncio.Event()
         self._started = False
+        # To the agent of the run that it was started in.
+        self._client: AgentClient | None = None
 
     def claim(self) -> None:
         """Marks it as started. Raises ConflictError the second time."""
@@ -42,6 +46,7 @@ class ExecProcess:
 
     async def start(self, client: AgentClient, request: tether_pb2.ExecRequest) -> None:
         """Launches it. Raises LaunchError, AgentError."""
+        self._client = client
         try:
             response = await client.exec(request)
         except AgentRpcError as error:
@@ -68,6 +73,19 @@ class ExecProcess:
         self.running = True
         if request.process.stdin:
             self.stdin = StandardInput(client, self.id)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Sets the size of its terminal; before the start, the first size. Raises ConflictError."""
+        if self._client is None or not self.running:
+            self.spec.terminal_rows, self.spec.terminal_columns = rows, columns
+        else:
+            await resize_terminal(self._client, self.id, rows, columns)
+
+    async def kill(self) -> None:
+        """Sends SIGKILL; nothing happens when it has ended, or the container has."""
+        if self._client is not None:
+            with contextlib.suppress(AgentError):
+                await self._client.signal(tether_pb2.SignalRequest(process_id=self.id, signal=signal.SIGKILL))
 
     async def watch(self, client: AgentClient) -> int:
         """Hands its output on until it has ended; returns its exit code. The container's end ends it with 137."""

@@ -28,10 +28,10 @@ async def probe(container: Container, arguments: list[str], timeout_s: float) ->
     process: ExecProcess | None = None
     output = bytearray()
     try:
-        process = container.create_exec(execution_pb2.ExecSpec(args=arguments))
+        process = container.execs.create(execution_pb2.ExecSpec(args=arguments))
         subscription = process.hub.subscribe()
         with contextlib.closing(subscription):
-            await container.start_exec(process)
+            await container.execs.start(process)
             async with asyncio.timeout(timeout_s):
                 await _collect(subscription, output)
                 await process.ended.wait()
@@ -39,12 +39,12 @@ async def probe(container: Container, arguments: list[str], timeout_s: float) ->
     except TimeoutError:
         output[:0] = f"Health check exceeded timeout ({timeout_s:g}s){': ' if output else ''}".encode()
         if process is not None:
-            await container.kill_exec(process)
+            await process.kill()
     except (AgentError, PortLayerError) as error:
         output[:] = str(error).encode()
     finally:
         if process is not None:
-            container.execs.pop(process.id, None)
+            container.execs.forget(process)
     if container.state.status != states.RUNNING:
         return None  # its end is not the check's finding
     found.ended_unix_ns = time.time_ns()

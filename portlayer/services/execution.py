@@ -149,12 +149,12 @@ class ExecutionServicer(execution_pb2_grpc.ExecutionServiceServicer):
         async with grpc_errors(context):
             container = self._manager.get(request.container)
             self._manager.check_exec(request.spec)
-            return pb.CreateExecResponse(exec_id=container.create_exec(request.spec).id)
+            return pb.CreateExecResponse(exec_id=container.execs.create(request.spec).id)
 
     async def StartExec(self, request: pb.StartExecRequest, context: Context) -> pb.StartExecResponse:
         async with grpc_errors(context):
             container, process = self._manager.get_exec(request.exec_id)
-            await container.start_exec(process)
+            await container.execs.start(process)
             return pb.StartExecResponse()
 
     async def GetExec(self, request: pb.GetExecRequest, context: Context) -> pb.GetExecResponse:
@@ -165,8 +165,8 @@ class ExecutionServicer(execution_pb2_grpc.ExecutionServiceServicer):
     async def ResizeExec(self, request: pb.ResizeExecRequest, context: Context) -> pb.ResizeExecResponse:
         async with grpc_errors(context):
             _check_window(request.rows, request.columns)
-            container, process = self._manager.get_exec(request.exec_id)
-            await container.resize_exec(process, request.rows, request.columns)
+            _, process = self._manager.get_exec(request.exec_id)
+            await process.resize(request.rows, request.columns)
             return pb.ResizeExecResponse()
 
 

@@ -125,7 +125,7 @@ async def _attach_exec(
     subscription = process.hub.subscribe()
     feeder: asyncio.Task[None] | None = None
     try:
-        await container.start_exec(process)
+        await container.execs.start(process)
         stdin = process.stdin
         yield pb.AttachResponse(attached=pb.Attached())
         if stdin is not None:

@@ -159,7 +159,7 @@ async def test_pause_and_resume(host: Host) -> None:
     with pytest.raises(ConflictError, match="cannot start a paused container"):
         await container.start()
     with pytest.raises(ConflictError, match="paused"):
-        container.create_exec(execution_pb2.ExecSpec(args=["echo"]))
+        container.execs.create(execution_pb2.ExecSpec(args=["echo"]))
     await container.resume()
     with pytest.raises(ConflictError, match="is not paused"):
         await container.resume()
@@ -255,22 +255,22 @@ async def test_a_memory_limit_sizes_the_vm(host: Host) -> None:
 async def test_exec_life(host: Host) -> None:
     container = await host.create("stubborn")
     with pytest.raises(ConflictError, match="is not running"):
-        container.create_exec(execution_pb2.ExecSpec(args=["echo"]))
+        container.execs.create(execution_pb2.ExecSpec(args=["echo"]))
     await container.start()
-    process = container.create_exec(execution_pb2.ExecSpec(args=["mixed"]))
+    process = container.execs.create(execution_pb2.ExecSpec(args=["mixed"]))
     subscription = process.hub.subscribe()
-    await container.start_exec(process)
+    await container.execs.start(process)
     with pytest.raises(ConflictError, match="already run"):
-        await container.start_exec(process)
+        await container.execs.start(process)
     assert [(chunk.stream, chunk.data) async for chunk in subscription] == [(1, b"out\n"), (2, b"err\n")]
     await process.ended.wait()
     assert process.exit_code == 3
-    missing = container.create_exec(execution_pb2.ExecSpec(args=["nosuch"]))
+    missing = container.execs.create(execution_pb2.ExecSpec(args=["nosuch"]))
     with pytest.raises(LaunchError, match="OCI runtime exec failed"):
-        await container.start_exec(missing)
+        await container.execs.start(missing)
     assert missing.exit_code == 127
-    lasting = container.create_exec(execution_pb2.ExecSpec(args=["stubborn"]))
-    await container.start_exec(lasting)
+    lasting = container.execs.create(execution_pb2.ExecSpec(args=["stubborn"]))
+    await container.execs.start(lasting)
     await container.kill(9)
     await lasting.ended.wait()
     assert lasting.exit_code == 137

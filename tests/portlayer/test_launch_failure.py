@@ -39,9 +39,9 @@ async def test_unknown_users(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
     container = await host.create("stubborn")
     await container.start()
     monkeypatch.setattr(FakeAgent, "_launch", lambda *_: tether_pb2.StartResponse(failure=failure))
-    process = container.create_exec(execution_pb2.ExecSpec(args=["echo"], user="x"))
+    process = container.execs.create(execution_pb2.ExecSpec(args=["echo"], user="x"))
     with pytest.raises(LaunchError) as raised:
-        await container.start_exec(process)
+        await container.execs.start(process)
     assert str(raised.value) == failure.message
     assert (raised.value.exit_code, process.exit_code) == (126, 126)
     await container.remove(force=True)

@@ -116,7 +116,7 @@ async def test_while_it_waits_to_start_again(host: Host, monkeypatch: pytest.Mon
             with pytest.raises(ConflictError, match="is restarting, wait until the container is running"):
                 await operation
         with pytest.raises(ConflictError, match="is restarting"):
-            container.create_exec(execution_pb2.ExecSpec(args=["echo"]))
+            container.execs.create(execution_pb2.ExecSpec(args=["echo"]))
         with pytest.raises(ConflictError, match="container is restarting: stop the container before removing"):
             await container.remove(force=False)
         ending = container.next_exit()
