@@ -35,9 +35,11 @@ def _mount_private(source: str, target: str) -> None:
 
 def supervise(path: str, changes: dict[str, object]) -> int:
     """Makes the namespaces and a control group, waits for the agent's end, removes the group."""
-    # Ignored in whatever a shell runs in the background; the kernel starts process 1 of a VM without.
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
+    # What a shell runs in the background ignores some signals; the kernel starts process 1 of a VM without that. Python
+    # itself ignores two, there as here.
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
     listener = socket.socket(socket.AF_UNIX)
