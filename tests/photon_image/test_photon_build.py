@@ -16,6 +16,8 @@ from sources import AptSource
 
 import build
 
+pytestmark = pytest.mark.slow  # five builds
+
 CACHE = Path(__file__).parents[2] / "build" / "photon-image-cache"
 MAXIMUM_BYTES = 30_000_000
 

@@ -151,7 +151,9 @@ async def test_nothing_of_the_agent_is_inherited(agent: Agent) -> None:
         await client.exec(pb.ExecRequest(process_id="e", process=spec("env", "-i", "sh", "-c", script)))
         lines = (await take(client.follow("e", 0))).stdout.decode().splitlines()
         assert lines[:4] == ["0", "1", "2", "3"]  # 3 is the directory that ls reads
-        assert all(set(line.split()[1]) == {"0"} for line in lines[4:6]), lines
+        # Less 32 and 33: the C library keeps them to itself, and lets nobody change whether they are ignored.
+        masks = [int(line.split()[1], 16) & ~(0b11 << 31) for line in lines[4:6]]
+        assert masks == [0, 0], lines
         await client.exec(pb.ExecRequest(process_id="env", process=spec("env")))
         names = {line.split(b"=")[0] for line in (await take(client.follow("env", 0))).stdout.splitlines()}
         assert names == {b"PATH", b"HOSTNAME", b"HOME"}

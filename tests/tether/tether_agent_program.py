@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -47,8 +48,9 @@ def supervise(path: str, changes: dict[str, object]) -> int:
     listener.listen(8)
     _mount_private("tmpfs", "/run")
     _mount_private("cgroup2", "/run/groups")
-    group = Path(f"/run/groups/vch-test-{os.getpid()}")
-    (group / "agent").mkdir(parents=True)
+    # A name of its own, whatever a test run that was killed has left there.
+    group = Path(tempfile.mkdtemp(prefix="vch-test-", dir="/run/groups"))
+    (group / "agent").mkdir()
     linux.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: (group / "cgroup.kill").write_text("1"))
     pid = os.fork()
