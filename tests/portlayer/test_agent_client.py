@@ -14,8 +14,9 @@ from fake_agent import FakeAgent
 from portlayer.agent import AgentClient, AgentProtocolError, AgentRpcError, AgentUnavailableError, client
 from portlayer.agent.follow import MAX_CHUNK
 from portlayer.errors import DriverError
+from tether import journal
 from tether.v1 import tether_pb2 as pb
-from tether.wire import link
+from tether.wire import MAX_PAYLOAD, link
 
 
 class Line:
@@ -134,6 +135,14 @@ async def test_a_recorded_exit_is_told_even_over_a_new_line(line: Line) -> None:
         await follow.aclose()
         async with asyncio.timeout(5):
             await told.wait()
+
+
+def test_both_ends_agree_on_the_largest_piece_and_it_fits_into_a_message() -> None:
+    """Else an honest guest would be cut off, or its agent would fail on its own output."""
+    assert journal.MAX_CHUNK == MAX_CHUNK
+    most = 2**64 - 1
+    piece = pb.Output(offset=most, stream=pb.STREAM_STDERR, data=bytes(MAX_CHUNK), time_unix_ns=most)
+    assert len(pb.FollowResponse(output=piece).SerializeToString()) <= MAX_PAYLOAD
 
 
 @pytest.mark.parametrize(
