@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from tether.v1 import tether_pb2
@@ -43,6 +44,11 @@ class Group:
     def kill(self) -> None:
         """Kills every process in the group; none can escape by forking."""
         (self.path / "cgroup.kill").write_text("1")
+
+    def remove(self) -> None:
+        """Undoes `create`; the group must be empty."""
+        with suppress(FileNotFoundError):
+            self.path.rmdir()
 
     def keyed(self, file: str) -> dict[str, int]:
         """A flat-keyed file such as cpu.stat; empty when it is not there."""

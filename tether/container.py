@@ -141,6 +141,12 @@ class Streams:
             self._count_down(process, descriptor, 0)
         self.on_output(process)
 
+    def discard(self, process: Process) -> None:
+        """Nobody wants anything of it any more."""
+        self.close_input(process)
+        for descriptor in list(process.open_outputs):
+            self._close_output(process, descriptor)
+
     def write(self, process: Process, data: bytes) -> bool:
         """Accepts input; False when the buffer is full."""
         if len(process.input) >= _MAX_INPUT:

@@ -27,6 +27,7 @@ WRITABLE = f"{BASE}/rw"
 _ETC = f"{BASE}/etc"
 _ETC_FILES = ("hosts", "hostname", "resolv.conf")
 INIT_PROGRAM = "/sbin/docker-init"
+_MACHINE_ID = "/etc/machine-id"
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _LINKS = {
     "fd": "/proc/self/fd",
@@ -96,6 +97,21 @@ def disassemble() -> None:
     os.sync()
 
 
+def forget() -> None:
+    """Undoes `assemble`, so that other disks may take the place of these. Raises OSError when one stays in use."""
+    for target in (ROOT, WRITABLE, IMAGE):
+        if os.path.ismount(target):
+            linux.unmount(target)
+
+
+def write_machine_id(machine_id: str) -> None:
+    """The VM's own; nothing of an id that another clone of the same template has may stay."""
+    with suppress(FileNotFoundError):
+        os.unlink(_MACHINE_ID)
+    if machine_id:
+        Path(_MACHINE_ID).write_text(f"{machine_id}\n")
+
+
 def _find_disk(serial: str) -> str:
     """Path of the block device with that serial number; waits for the kernel to announce it, 10 s at most."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15) as uevents:
@@ -134,6 +150,8 @@ def enter(request: tether_pb2.StartRequest) -> None:
     """Makes ROOT the root of this process, which has its own mount namespace, and mounts what belongs into it."""
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
     files = {f"/etc/{name}": linux.open_tree(f"{_ETC}/{name}") for name in _ETC_FILES}
+    if request.machine_id:
+        files[_MACHINE_ID] = linux.open_tree(_MACHINE_ID)
     if request.init_process:
         files[INIT_PROGRAM] = linux.open_tree("/usr/bin/tini-static")
     os.chdir(ROOT)
@@ -147,7 +165,8 @@ def enter(request: tether_pb2.StartRequest) -> None:
     for tmpfs in sorted(request.tmpfs, key=lambda tmpfs: tmpfs.target.rstrip("/").count("/")):
         _mount_tmpfs(tmpfs)
     for target, file in files.items():
-        linux.move_mount(file, _touch(target))
+        if target != _MACHINE_ID or os.path.isfile(target):  # an image without one is to stay without
+            linux.move_mount(file, _touch(target))
         os.close(file)
     _write_sysctls(dict(request.sysctls))
     # As Docker: the first process's directory is made for it, by root, even where the root will be read-only. If it

@@ -31,7 +31,7 @@ _NOT_RUNNING = "the container is not running"
 
 
 class Sandbox:
-    """Made once; `start` may be called once, `execute` as long as the first process lives."""
+    """`start` may be called once until `reset`, `execute` as long as the first process lives."""
 
     def __init__(self, group: Group, mount_disks: Callable[[tether_pb2.StartRequest], None]) -> None:
         self._group = group
@@ -43,6 +43,7 @@ class Sandbox:
         if request.wall_clock_unix_ns:
             time.clock_settime_ns(time.CLOCK_REALTIME, request.wall_clock_unix_ns)
         socket.sethostname(request.hostname)
+        rootfs.write_machine_id(request.machine_id)
         _loopback_up()
         rootfs.assemble(request, self._mount_disks)
         try:
@@ -115,12 +116,21 @@ class Sandbox:
 
     def dispose(self) -> None:
         """Kills what is left of the container, and unmounts its disks when nothing uses them any more."""
+        self._end_all()
+        rootfs.disassemble()
+
+    def reset(self) -> None:
+        """Undoes a start. Raises OSError when a disk stays in use."""
+        self._end_all()
+        rootfs.forget()
+        self._group.remove()
+
+    def _end_all(self) -> None:
         with suppress(OSError):  # there is no group if nothing was ever started
             self._group.kill()
         with suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
-        rootfs.disassemble()
 
 
 def _parse_names(text: bytes) -> dict[int, str]:

@@ -69,24 +69,18 @@ class Service:
         self._sandbox = sandbox
         self._version = version
         self._power_off = power_off
-        self._boot_id = os.urandom(16).hex()
         self._ready_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._started_request = ""
-        self._first_answer = tether_pb2.StartResponse()
-        self._hostname = ""
-        self._kill_at = math.inf
-        self._settled = False
         self._ending = False
-        self._processes: dict[str, Process] = {}
-        self._answers: dict[str, tether_pb2.StartResponse] = {}
         self._followers: dict[int, Follower] = {}
         self._inputs: list[tuple[int, tether_pb2.WriteInputRequest]] = []
+        self._begin_anew()
         self._streams = Streams(loop)
         self._streams.on_output = self._send_output
         self._streams.on_input_taken = self._retry_inputs
         self._methods: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
             "Hello": (tether_pb2.HelloRequest, self._hello),
             "Start": (tether_pb2.StartRequest, self._start),
+            "Reset": (tether_pb2.ResetRequest, self._reset),
             "Exec": (tether_pb2.ExecRequest, self._exec),
             "Signal": (tether_pb2.SignalRequest, self._signal),
             "Stop": (tether_pb2.StopRequest, self._stop),
@@ -98,6 +92,18 @@ class Service:
         loop.watch_children(self._reap)
         self._channel = Channel(loop, self._on_event, self._on_room)
         self.attach = self._channel.attach
+
+    def _begin_anew(self) -> None:
+        """Nothing has been started."""
+        self._boot_id = os.urandom(16).hex()
+        self._started_request = ""
+        self._rehearsal = False
+        self._first_answer = tether_pb2.StartResponse()
+        self._hostname = ""
+        self._kill_at = math.inf
+        self._settled = False
+        self._processes: dict[str, Process] = {}
+        self._answers: dict[str, tether_pb2.StartResponse] = {}
 
     # --- events of the session
 
@@ -161,9 +167,23 @@ class Service:
         if not request.request_id or not request.process.args or len(request.entropy) < 32:
             raise RpcError(_INVALID_ARGUMENT, "a start needs a request id, a program and 32 bytes of entropy")
         self._started_request = request.request_id
+        self._rehearsal = request.rehearsal
         self._hostname = request.hostname
         self._first_answer = self._launch(INIT, request.process, partial(self._sandbox.start, request))
+        self._boot_id = os.urandom(16).hex()
         return self._first_answer
+
+    def _reset(self, _: tether_pb2.ResetRequest) -> Message:
+        if self._started_request and not self._rehearsal:
+            raise RpcError(_FAILED_PRECONDITION, "a container has been started: this VM is its own until it ends")
+        if self._started_request:
+            for follower in list(self._followers.values()):
+                self._fail(follower.stream_id, _FAILED_PRECONDITION, "the rehearsal is over")
+            for process in self._processes.values():
+                self._streams.discard(process)
+            self._sandbox.reset()
+            self._begin_anew()
+        return tether_pb2.ResetResponse()
 
     def _exec(self, request: tether_pb2.ExecRequest) -> Message:
         if known := self._processes.get(request.process_id):
@@ -299,7 +319,7 @@ class Service:
         if process.id != INIT:
             if self._processes.pop(process.id, None):
                 self._remember(process.id, process.response)
-        elif not self._settled:
+        elif not self._settled and not self._rehearsal:
             self._settled = True
             self._loop.call_later(_HAND_OVER_S, self._end)
             self._end_when_handed_over()

@@ -99,6 +99,10 @@ class AgentClient:
         """Launches the container's first process."""
         return await self._call("Start", request, tether_pb2.StartResponse, timeout_s)
 
+    async def reset(self, *, timeout_s: float = _DEFAULT_TIMEOUT_S) -> None:
+        """Ends a rehearsal."""
+        await self._call("Reset", tether_pb2.ResetRequest(), tether_pb2.ResetResponse, timeout_s)
+
     async def exec(
         self, request: tether_pb2.ExecRequest, *, timeout_s: float = _DEFAULT_TIMEOUT_S
     ) -> tether_pb2.StartResponse:
