@@ -10,13 +10,20 @@ MIB = 1 << 20
 DEFAULT_MEMORY_BYTES = 1024 * MIB
 DEFAULT_CPUS = 1
 DEFAULT_DISK_BYTES = 10 << 30
+DEFAULT_POOL_SIZE = 4
+MAX_POOL_SIZE = 64
+DEFAULT_POOL_MEMORY_BYTES = 512 * MIB
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a port layer is told. Sizes in bytes; `accelerator` None: found out by a proof boot."""
+    """Everything a port layer is told. Sizes in bytes; `accelerator` None: found out by a proof boot.
+
+    With `clone`, containers start as clones of a template where they can. At most `pool_size` clones wait for
+    containers, and together they hold at most `pool_memory_bytes` of memory of their own.
+    """
 
     state_dir: Path
     grpc: str
@@ -27,6 +34,9 @@ class Settings:
     default_disk_bytes: int = DEFAULT_DISK_BYTES
     accelerator: str | None = None
     channel: str = "virtio"
+    clone: bool = True
+    pool_size: int = DEFAULT_POOL_SIZE
+    pool_memory_bytes: int = DEFAULT_POOL_MEMORY_BYTES
 
 
 def parse_size(text: str) -> int:

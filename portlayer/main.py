@@ -41,6 +41,17 @@ class _Size(click.ParamType[int]):
 @click.option(
     "--channel", type=click.Choice(["auto", "virtio", "vsock"]), default="virtio", help="How agents are reached."
 )
+@click.option("--no-clone", is_flag=True, help="Boot a kernel for every start instead of cloning a template.")
+@click.option(
+    "--pool",
+    "pool_size",
+    type=click.IntRange(0, config.MAX_POOL_SIZE),
+    default=config.DEFAULT_POOL_SIZE,
+    help="Clones that wait for containers, at most.",
+)
+@click.option(
+    "--pool-memory", type=_Size(), default=config.DEFAULT_POOL_MEMORY_BYTES, help="Memory of all that wait, at most."
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option("--ready-fd", type=int, help='Descriptor that gets "ready" once the API is served.')
 def main(
@@ -52,6 +63,9 @@ def main(
     default_cpus: int,
     accelerator: str | None,
     channel: str,
+    no_clone: bool,
+    pool_size: int,
+    pool_memory: int,
     log_level: str,
     ready_fd: int | None,
 ) -> None:
@@ -71,6 +85,9 @@ def main(
         default_cpus=default_cpus,
         accelerator=accelerator,
         channel=channel,
+        clone=not no_clone,
+        pool_size=pool_size,
+        pool_memory_bytes=pool_memory,
     )
     try:
         uvloop.run(_run(settings, ready_fd))

@@ -38,6 +38,9 @@ class Settings:
     default_cpus: int | None = None
     accelerator: str | None = None
     channel: str | None = None
+    clone: bool = True
+    pool: int | None = None
+    pool_memory: str | None = None
     tls: Tls | None = None
     log_level: str = "info"
 
@@ -53,6 +56,12 @@ class Settings:
             arguments += ["--accelerator", self.accelerator]
         if self.channel:
             arguments += ["--channel", self.channel]
+        if not self.clone:
+            arguments += ["--no-clone"]
+        if self.pool is not None:  # 0 is a choice too
+            arguments += ["--pool", str(self.pool)]
+        if self.pool_memory:
+            arguments += ["--pool-memory", self.pool_memory]
         return arguments
 
     def personality_arguments(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from portlayer.main import main as portlayer_program
 from vch import settings
 from vch.errors import ConfigurationError
 
@@ -85,11 +86,25 @@ def test_parts_get_their_options() -> None:
         default_memory="1g",
         default_cpus=2,
         accelerator="tcg",
+        clone=False,
+        pool=0,
+        pool_memory="256m",
         tls=TLS,
     )
     portlayer = " ".join(chosen.portlayer_arguments())
     assert "--state-dir /s --grpc unix:///g --guest-image /i --name red" in portlayer
     assert "--default-memory 1g --default-cpus 2 --accelerator tcg" in portlayer
+    assert "--no-clone --pool 0 --pool-memory 256m" in portlayer
     personality = " ".join(chosen.personality_arguments())
     assert "--host unix:///d --host tcp://[::]:2376 --tlscacert /ca.pem" in personality
     assert portlayer in " ".join(chosen.up_arguments())
+    understood = portlayer_program.make_context("portlayer", chosen.portlayer_arguments()).params
+    assert (understood["no_clone"], understood["pool_size"], understood["pool_memory"]) == (True, 0, 256 << 20)
+
+
+def test_what_is_not_chosen_is_left_to_the_port_layer() -> None:
+    chosen = settings.Settings(
+        name="red", state_dir=Path("/s"), hosts=("unix:///d",), grpc="unix:///g", guest_image=Path("/i")
+    )
+    understood = portlayer_program.make_context("portlayer", chosen.portlayer_arguments()).params
+    assert (understood["no_clone"], understood["pool_size"], understood["pool_memory"]) == (False, 4, 512 << 20)

@@ -60,6 +60,20 @@ def test_down_twice_is_no_error(vch: Program) -> None:
     assert "no VCH is up" in done.stdout
 
 
+def test_options_of_instant_clone_reach_the_port_layer(vch: Program) -> None:
+    done = vch.run("up", "--detach", "--no-clone", "--pool", "0", "--pool-memory", "1g")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((vch.state_dir / "run.json").read_text())
+    assert " ".join(record["portlayer_arguments"]).endswith("--no-clone --pool 0 --pool-memory 1g")
+    vch.run("down")
+
+
+def test_a_pool_has_a_limit(vch: Program) -> None:
+    done = vch.run("up", "--detach", "--pool", "65")
+    assert done.returncode == 2
+    assert "0<=x<=64" in done.stderr
+
+
 def test_part_that_dies_at_the_start_is_the_reason(vch: Program) -> None:
     done = vch.run("up", "--detach", portlayer="die")
     assert done.returncode == 1
