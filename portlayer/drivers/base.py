@@ -42,6 +42,106 @@ class MachineSpec:
     writable_disk_bytes: int
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a template and its clones have in common, as far as a container can ask for it."""
+
+    memory_bytes: int
+    cpus: int
+
+
+class Guest(Protocol):
+    """A VM that is no container's: a template on its way, or a clone that waits for a container to be put into it.
+
+    `open_channel` is as Machine's. Methods raise DriverError.
+    """
+
+    @property
+    def shape(self) -> Shape: ...
+
+    async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+
+    async def wait_off(self) -> None:
+        """Returns when it is off, at once if it is."""
+
+    async def attach_practice_disks(self) -> None:
+        """Gives it disks to rehearse a start on, under the serial numbers of a container's; they hold nothing."""
+
+    async def detach_practice_disks(self) -> None:
+        """Takes them away; the guest has let go of them."""
+
+    async def discard(self) -> None:
+        """Removes it and everything of it. No effect when it is gone, or has become a container's."""
+
+
+class Clone(Guest, Protocol):
+    """A guest with a template's state. It becomes a container's by `Machine.power_on`."""
+
+    @property
+    def phases_ns(self) -> Mapping[str, int]:
+        """How long it took to come about: "machine" and "restore", nanoseconds."""
+
+    async def resume(self) -> None:
+        """Lets it run, so that it can rehearse. New clones do not run."""
+
+    async def suspend(self) -> None:
+        """Stops it where it is: it uses no processor while it waits."""
+
+    async def private_bytes(self) -> int:
+        """Memory of the host that it alone takes."""
+
+
+class Template(Protocol):
+    """A frozen guest, which stays until it is removed."""
+
+    @property
+    def id(self) -> str:
+        """Digest of everything that a clone must share with it."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def created_unix_ns(self) -> int: ...
+
+    @property
+    def made_in_ns(self) -> int: ...
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it takes of the datastore."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """What it takes of the host's memory, for all its clones together."""
+
+    async def clone(self) -> Clone:
+        """A new guest, suspended. On any failure nothing is left of it."""
+
+    async def remove(self) -> None:
+        """Removes it; its clones live on. No effect when it is gone."""
+
+
+class Parent(Guest, Protocol):
+    """A guest that was booted to become a template."""
+
+    async def freeze(self, made_in_ns: int) -> Template:
+        """Makes it one, durably; in the place of an older one of its shape. Nobody may be connected to its agent."""
+
+
+class Cloning(Protocol):
+    """A driver's instant clone."""
+
+    def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
+        """The shape whose clones can carry a machine of that size; None when it has to boot."""
+
+    async def templates(self) -> list[Template]:
+        """Those that can be cloned now. What is out of date has been removed by `MachineDriver.open`."""
+
+    async def boot_parent(self, shape: Shape) -> Parent:
+        """Boots a guest; returns once the hypervisor runs it. On any failure nothing is left of it."""
+
+
 class Machine(Protocol):
     """A container's virtual machine. Methods raise DriverError; all may be repeated."""
 
@@ -69,8 +169,11 @@ class Machine(Protocol):
 
     async def power_state(self) -> PowerState: ...
 
-    async def power_on(self) -> None:
-        """Boots it; returns once the hypervisor runs it (the agent need not be up). No effect when it is on."""
+    async def power_on(self, clone: Clone | None = None) -> None:
+        """Boots it, or puts it into `clone`; returns once the hypervisor runs it. The agent need not be up.
+
+        No effect when it is on. A clone that was passed is used up, whatever comes of it.
+        """
 
     async def power_off(self) -> None:
         """Cuts the power and waits until it is off. No effect when it is off."""
@@ -95,6 +198,10 @@ class MachineDriver(Protocol):
     @property
     def name(self) -> str:
         """The hypervisor: "qemu" or "vsphere"."""
+
+    @property
+    def cloning(self) -> Cloning | None:
+        """Instant clone, where the driver has it."""
 
     async def open(self) -> None:
         """Makes the driver ready and removes what a crash left half-made. Called once, first."""

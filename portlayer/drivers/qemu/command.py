@@ -1,6 +1,6 @@
 """QEMU's command line for a machine, as a list. Pure: nothing here starts, opens or asks anything.
 
-Machine version, device order and ids are pinned: a later clone of a frozen machine must be given the very same.
+Machine version, device order and ids are pinned: a clone of a frozen machine must be given the very same.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from portlayer.drivers.base import IMAGE_DISK_SERIAL, WRITABLE_DISK_SERIAL, MachineSpec
+from portlayer.drivers.base import IMAGE_DISK_SERIAL, WRITABLE_DISK_SERIAL, MachineSpec, Shape
 from portlayer.drivers.qemu.vsock import VIRTIO, VSOCK, Address
 
 PROGRAM = "qemu-system-x86_64"
 MACHINE_TYPE = "pc-q35-7.2"
 CHANNEL_PORT = "vch.agent"
 
-# Names below a machine's directory, which is QEMU's working directory.
+# How the names of all guests begin, in QEMU's command line.
+GUEST = "guest=vch-"
+
+# Names below a QEMU's working directory.
 PID_FILE = "qemu.pid"
 LOG_FILE = "qemu.log"
 CONSOLE_LOG = "console.log"
-OLD_CONSOLE_LOG = "console.log.1"
 QMP_SOCKET = "qmp.sock"
 AGENT_SOCKET = "agent.sock"
+
+# What disks of a guest without any are as large as: a guest learns the size of a disk when it boots, and what takes the
+# place of such a disk later is smaller.
+_NO_DISK_BYTES = 1 << 44
 
 # Below this the guest's own kernel and agent find no room; the agent holds the container to what was asked for.
 MINIMUM_MEMORY_BYTES = 128 << 20
@@ -54,9 +60,29 @@ class SerialLine:
 Line = SerialLine | Address
 
 
+@dataclass(frozen=True)
+class DiskFile:
+    """A raw disk in a file. An image disk is shared by many machines and takes no locks; a writable one gives space
+    back."""
+
+    path: Path
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """The file that holds a template's memory, as an inherited descriptor; `shared` while the template is made."""
+
+    fd: int
+    shared: bool
+
+
+IMAGE_NODE, WRITABLE_NODE = "image", "writable"
+
+
 def machine_name(machine_id: str) -> str:
-    """The word in the command line by which a process is known to be this machine."""
-    return f"guest=vch-{machine_id}"
+    """The word in the command line by which people find a machine that was booted."""
+    return f"{GUEST}{machine_id}"
 
 
 def cpu_options(accelerator: str) -> list[str]:
@@ -98,16 +124,62 @@ def base_options(host: Host) -> list[str]:
 def machine_command(
     spec: MachineSpec, host: Host, *, image_disk: Path, writable_disk: Path, qmp_fd: int, line: Line
 ) -> list[str]:
-    """Runs in the machine's directory, the console on its stdout. `qmp_fd` is an inherited listening socket."""
+    """A machine that boots. Runs in its process's directory, the console on its stdout.
+
+    `qmp_fd` is an inherited listening socket.
+    """
     return [
         host.program,
         *("-name", machine_name(spec.id)),
         *base_options(host),
-        *("-m", f"{memory_bytes(spec)}B"),
+        *("-m", f"{memory_bytes(spec.memory_bytes)}B"),
         *("-smp", str(spec.cpus)),
+        *kernel_options(host, line),
+        *_devices(qmp_fd, line),
+        # Gives memory that the guest has freed back to the host, without anyone asking.
+        *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on"),
+        *_disk(IMAGE_NODE, file_options(DiskFile(image_disk, read_only=True)), IMAGE_DISK_SERIAL),
+        *_disk(WRITABLE_NODE, file_options(DiskFile(writable_disk, read_only=False)), WRITABLE_DISK_SERIAL),
+    ]
+
+
+def template_command(
+    name: str, shape: Shape, host: Host, *, memory: MemoryFile, qmp_fd: int, line: SerialLine
+) -> list[str]:
+    """A guest without disks that becomes a template (`memory.shared`), or the clone of one, which waits for its state.
+
+    No balloon: what a guest gives back through one is punched out of the memory's file, for all clones (QEMU 7.2,
+    ram_block_discard_range). A clone needs no kernel, and QEMU would keep a copy of it.
+    """
+    begin = kernel_options(host, line) if memory.shared else ["-incoming", "defer"]
+    share = "on" if memory.shared else "off"
+    size = f"{shape.memory_bytes}B"
+    return [
+        host.program,
+        *("-name", machine_name(name)),
+        *base_options(host),
+        *("-object", f"memory-backend-file,id=memory,size={size},mem-path=/proc/self/fd/{memory.fd},share={share}"),
+        *("-machine", "memory-backend=memory"),
+        *("-m", size),
+        *("-smp", str(shape.cpus)),
+        *begin,
+        *_devices(qmp_fd, line),
+        *_disk(IMAGE_NODE, no_disk_options(IMAGE_NODE), IMAGE_DISK_SERIAL),
+        *_disk(WRITABLE_NODE, no_disk_options(WRITABLE_NODE), WRITABLE_DISK_SERIAL),
+    ]
+
+
+def kernel_options(host: Host, line: Line) -> list[str]:
+    return [
         *("-kernel", str(host.guest_image / "vmlinuz")),
         *("-initrd", str(host.guest_image / "initramfs")),
         *("-append", kernel_command_line(host.accelerator, line)),
+    ]
+
+
+def _devices(qmp_fd: int, line: Line) -> list[str]:
+    """What every machine has besides disks."""
+    return [
         *("-pidfile", PID_FILE),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
@@ -116,10 +188,6 @@ def machine_command(
         *("-object", "rng-builtin,id=rng"),
         *("-device", "virtio-rng-pci,id=rng0,rng=rng"),
         *_channel(line),
-        # Gives memory that the guest has freed back to the host, without anyone asking.
-        *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on"),
-        *_disk("image", image_disk, serial=IMAGE_DISK_SERIAL, read_only=True),
-        *_disk("writable", writable_disk, serial=WRITABLE_DISK_SERIAL, read_only=False),
     ]
 
 
@@ -143,9 +211,9 @@ def guest_cid(argv: Sequence[str]) -> int | None:
     return next(map(int, numbers), None)
 
 
-def memory_bytes(spec: MachineSpec) -> int:
-    """The machine's memory: what was asked for, at least what boots, in whole large pages."""
-    wanted = max(spec.memory_bytes, MINIMUM_MEMORY_BYTES)
+def memory_bytes(wanted_bytes: int) -> int:
+    """A machine's memory: what was asked for, at least what boots, in whole large pages."""
+    wanted = max(wanted_bytes, MINIMUM_MEMORY_BYTES)
     return -(-wanted // _MEMORY_GRAIN) * _MEMORY_GRAIN
 
 
@@ -159,17 +227,38 @@ def _channel(line: Line) -> list[str]:
     ]
 
 
-def _disk(node: str, path: Path, *, serial: str, read_only: bool) -> list[str]:
-    """A raw disk. An image disk is shared by many machines and takes no locks; a writable one gives space back."""
-    file = {"driver": "file", "node-name": f"{node}-file", "filename": str(path), "read-only": read_only}
-    raw = {"driver": "raw", "node-name": node, "file": f"{node}-file", "read-only": read_only}
-    if read_only:
-        file["locking"] = "off"
-    else:
-        file["discard"] = raw["discard"] = "unmap"
-        raw["detect-zeroes"] = "unmap"
+def file_options(file: DiskFile, node: str | None = None) -> dict[str, object]:
+    """The block node for a file, for -blockdev and blockdev-add alike."""
+    options: dict[str, object] = {"driver": "file", "filename": str(file.path), "read-only": file.read_only}
+    options |= {"locking": "off"} if file.read_only else {"discard": "unmap"}
+    return options | {"node-name": node} if node else options
+
+
+def no_disk_options(disk: str) -> dict[str, object]:
+    """The block node in the place of a disk that is not there."""
+    return {
+        "driver": "null-co",
+        "node-name": no_disk_node(disk),
+        "size": _NO_DISK_BYTES,
+        "read-zeroes": True,
+        "read-only": disk == IMAGE_NODE,
+    }
+
+
+def no_disk_node(disk: str) -> str:
+    return f"no-{disk}"
+
+
+def raw_options(disk: str, below: str) -> dict[str, object]:
+    """The node that a disk's device is bound to; another may be put below it."""
+    options: dict[str, object] = {"driver": "raw", "node-name": disk, "file": below, "read-only": disk == IMAGE_NODE}
+    return options if disk == IMAGE_NODE else options | {"discard": "unmap", "detect-zeroes": "unmap"}
+
+
+def _disk(disk: str, below: dict[str, object], serial: str) -> list[str]:
+    below = {"node-name": f"{disk}-file"} | below
     return [
-        *("-blockdev", json.dumps(file)),
-        *("-blockdev", json.dumps(raw)),
-        *("-device", f"virtio-blk-pci,id={node}0,drive={node},serial={serial},werror=enospc,rerror=report"),
+        *("-blockdev", json.dumps(below)),
+        *("-blockdev", json.dumps(raw_options(disk, str(below["node-name"])))),
+        *("-device", f"virtio-blk-pci,id={disk}0,drive={disk},serial={serial},werror=enospc,rerror=report"),
     ]

@@ -16,6 +16,7 @@ _GRAIN = 1 << 20
 # Nothing is zeroed: the file is new and full of holes, and the inode tables are marked as zeroed (discard). No blocks
 # are kept for root, whose disk it is alone.
 _MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "discard,lazy_journal_init=1,root_owner=0:0")
+_SQUASHFS_OPTIONS = ("-comp", "lz4", "-all-root", "-no-progress", "-quiet")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -36,6 +37,18 @@ class EmptyDisks:
             target.unlink(missing_ok=True)
             raise
 
+    def practice_image(self) -> Path:
+        """An image disk with nothing in it, for starts that are only rehearsed."""
+        image = self._root / "practice.squashfs"
+        if not image.exists():
+            self._root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._root, prefix=".new-") as scratch:
+                (Path(scratch) / "root").mkdir(mode=0o755)
+                made = Path(scratch) / "image"
+                _run("mksquashfs", f"{scratch}/root", str(made), *_SQUASHFS_OPTIONS, package="squashfs-tools")
+                made.rename(image)
+        return image
+
     def _prepared(self, size: int) -> Path:
         """Two that prepare the same size at once make the same file; the later rename wins and nobody is hurt."""
         empty = self._root / f"ext4-{size}.img"
@@ -54,11 +67,15 @@ class EmptyDisks:
 
 
 def _make_file_system(image: Path) -> None:
+    _run(*_MKFS, str(image), package="e2fsprogs")
+
+
+def _run(*argv: str, package: str) -> None:
     environment = {"PATH": _PATH, "LC_ALL": "C"}
     try:
-        result = subprocess.run([*_MKFS, str(image)], env=environment, capture_output=True, text=True)
+        result = subprocess.run(argv, env=environment, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise DriverError("mkfs.ext4 is missing: install e2fsprogs") from error
+        raise DriverError(f"{argv[0]} is missing: install {package}") from error
     if result.returncode != 0:
         kind = ExhaustedError if "No space left" in result.stderr else DriverError
-        raise kind(f"mkfs.ext4 failed: {result.stderr.strip()}")
+        raise kind(f"{argv[0]} failed: {result.stderr.strip()}")

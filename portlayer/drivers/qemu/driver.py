@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from portlayer.drivers.base import Machine, MachineSpec
+from portlayer.drivers.base import Cloning, Machine, MachineSpec
 from portlayer.drivers.qemu import accelerator as accelerators
 from portlayer.drivers.qemu import command, vsock
 from portlayer.drivers.qemu import guest_image as guest_images
@@ -15,6 +15,7 @@ from portlayer.drivers.qemu.disks import EmptyDisks
 from portlayer.drivers.qemu.failures import os_errors
 from portlayer.drivers.qemu.inventory import Inventory
 from portlayer.drivers.qemu.machine import QemuMachine, uninterrupted
+from portlayer.drivers.qemu.templates import QemuCloning
 from portlayer.errors import DriverError
 
 _MEMORY_OF_PROOF = "accelerator.json"
@@ -31,7 +32,9 @@ class QemuDriver:
         self._forced = accelerator
         self._wanted_channel = channel
         self._datastore = LocalDatastore(self._state_dir)
-        self._inventory = Inventory(self._state_dir / "machines", EmptyDisks(self._state_dir / "empties"))
+        empties = EmptyDisks(self._state_dir / "empties")
+        self._inventory = Inventory(self._state_dir / "machines", empties)
+        self._cloning = QemuCloning(self._state_dir, empties, self._host, self._template_identity)
         self._machines: dict[str, QemuMachine] = {}
         self._qemu: accelerators.Qemu | None = None
         self._choice: accelerators.Choice | None = None
@@ -40,6 +43,10 @@ class QemuDriver:
     @property
     def name(self) -> str:
         return "qemu"
+
+    @property
+    def cloning(self) -> Cloning | None:
+        return self._cloning if self._channel.channel == vsock.VIRTIO else None
 
     async def open(self) -> None:
         image = guest_images.read(self._image_directory)
@@ -50,11 +57,13 @@ class QemuDriver:
             self._choice = await accelerators.choose(self._qemu, image, memory, self._forced)
             self._channel = await asyncio.to_thread(vsock.choose, self._wanted_channel)
             specs = await asyncio.to_thread(self._inventory.load)
+            await self._cloning.open()
         self._machines = {spec.id: self._machine(spec) for spec in specs}
 
     async def close(self) -> None:
         for machine in self._machines.values():
             await machine.release()
+        await self._cloning.close()
 
     async def create(self, spec: MachineSpec, record: bytes) -> Machine:
         known = spec.id in self._machines
@@ -112,6 +121,10 @@ class QemuDriver:
         return command.Host(
             qemu.program, choice.accelerator, qemu.sandbox, self._image_directory, self._channel.channel
         )
+
+    def _template_identity(self) -> str:
+        """What a template depends on besides QEMU's command line."""
+        return f"{self._ready()[0].version} {guest_images.read(self._image_directory).digest}"
 
     def _ready(self) -> tuple[accelerators.Qemu, accelerators.Choice]:
         if self._qemu is None or self._choice is None:

@@ -39,10 +39,14 @@ def copy_sparse(source: Path, target: Path) -> None:
         with contextlib.suppress(OSError):
             fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
             return
-        size = os.fstat(old.fileno()).st_size
-        new.truncate(size)
-        for start, end in _data_ranges(old.fileno(), size):
-            _copy_range(old.fileno(), new.fileno(), start, end)
+        new.truncate(os.fstat(old.fileno()).st_size)
+        copy_data(old.fileno(), new.fileno())
+
+
+def copy_data(source: int, target: int) -> None:
+    """Copies what is no hole of an open file to the same places in another."""
+    for start, end in _data_ranges(source, os.fstat(source).st_size):
+        _copy_range(source, target, start, end)
 
 
 def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:

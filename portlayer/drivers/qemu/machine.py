@@ -9,22 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TypeVar
 
-from portlayer.drivers.base import MachineSpec, PowerState
-from portlayer.drivers.qemu import command, files, process, vsock
+from portlayer.drivers.base import Clone, MachineSpec, PowerState
+from portlayer.drivers.qemu import command
 from portlayer.drivers.qemu.datastore import LocalDatastore
-from portlayer.drivers.qemu.failures import os_errors, qemu_failure
+from portlayer.drivers.qemu.failures import os_errors
+from portlayer.drivers.qemu.guest import QemuClone
+from portlayer.drivers.qemu.instance import Instance
 from portlayer.drivers.qemu.inventory import WRITABLE_DISK, Inventory
 from portlayer.drivers.qemu.qmp import DiskProblem, Monitor
 from portlayer.drivers.qemu.stall import Stall
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
-CONSOLE_LIMIT_BYTES = 4 << 20
-MESSAGES_LIMIT_BYTES = 1 << 20
+# The directory of the process, within the machine's own, and what is kept of the run before.
+PROCESS = "vm"
+OLD_CONSOLE_LOG = "console.log.1"
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -39,7 +42,7 @@ class QemuMachine:
         self._inventory = inventory
         self._datastore = datastore
         self._host = host
-        self._monitor: Monitor | None = None
+        self._instance = Instance(self.directory / PROCESS, f"machine {self.id}", self._report)
         self._stall = Stall(self.directory, self._go_on)
         self._lock = asyncio.Lock()  # guards the power, and the one control connection that QEMU accepts
 
@@ -57,7 +60,7 @@ class QemuMachine:
 
     @property
     def console_log(self) -> Path | None:
-        return self.directory / command.CONSOLE_LOG
+        return self.directory / PROCESS / command.CONSOLE_LOG
 
     async def read_record(self) -> bytes:
         with os_errors(f"reading the record of machine {self.id}"):
@@ -69,36 +72,35 @@ class QemuMachine:
 
     async def power_state(self) -> PowerState:
         async with self._lock:
-            if not self._is_running():
+            if not self._instance.is_running:
                 await self._drop_monitor()
                 return PowerState.OFF
-            self._bound_messages()
             try:
-                return await (await self._control()).power_state()
+                return await (await self._instance.control()).power_state()
             except DriverError:
                 await self._drop_monitor()
-                if self._is_running():
+                if self._instance.is_running:
                     raise
                 return PowerState.OFF  # it ended while we asked
 
-    async def power_on(self) -> None:
+    async def power_on(self, clone: Clone | None = None) -> None:
         async with self._lock:
-            if self._is_running():
-                return
-            await self._drop_monitor()
-            await uninterrupted(self._start())
+            try:
+                if self._instance.is_running:
+                    return
+                await self._drop_monitor()
+                await uninterrupted(self._boot() if clone is None else self._move_into(clone))
+            finally:
+                if clone is not None:
+                    await clone.discard()
 
     async def power_off(self) -> None:
         async with self._lock:
-            with process.running(self.directory, self.id) as pidfd:
-                if pidfd is not None:
-                    await process.end(pidfd)
+            await self._instance.end()
             await self._drop_monitor()
 
     async def wait_off(self) -> None:
-        with process.running(self.directory, self.id) as pidfd:
-            if pidfd is not None:
-                await process.wait_ended(pidfd)
+        await self._instance.wait_off()
 
     @property
     def stalled(self) -> bool:
@@ -113,15 +115,7 @@ class QemuMachine:
         await self._command(Monitor.resume)
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        argv = process.command_line(self.directory, self.id)
-        if argv is None:
-            raise DriverError(f"machine {self.id} is off")
-        self._bound_messages()
-        with os_errors(f"connecting to the agent of machine {self.id}"):
-            # Asked of the machine, not of today's settings: it may have been started under others.
-            if (cid := command.guest_cid(argv)) is not None:
-                return await vsock.connect(cid)
-            return await asyncio.open_unix_connection(sock=files.connect(self.directory / command.AGENT_SOCKET))
+        return await self._instance.open_channel()
 
     async def writable_disk_usage(self) -> int:
         try:
@@ -134,73 +128,66 @@ class QemuMachine:
         async with self._lock:
             await self._drop_monitor()
 
-    def _is_running(self) -> bool:
-        return process.is_running(self.directory, self.id)
+    async def _boot(self) -> None:
+        image_disk = self._image_disk()
+        host = self._host()
+        self._put_last_run_by()
+        await self._instance.start(
+            lambda qmp_fd, line: command.machine_command(
+                self._spec,
+                host,
+                image_disk=image_disk,
+                writable_disk=self.directory / WRITABLE_DISK,
+                qmp_fd=qmp_fd,
+                line=line,
+            ),
+            channel=host.channel,
+        )
 
-    async def _start(self) -> None:
-        """Starts QEMU and waits until it answers, so that whatever it objects to is told here."""
+    async def _move_into(self, clone: Clone) -> None:
+        """Gives the clone this machine's disks, takes its process over and lets it run."""
+        assert isinstance(clone, QemuClone)
+        image_disk = self._image_disk()
+        await clone.attach(image_disk, self.directory / WRITABLE_DISK)
+        self._put_last_run_by()
+        with os_errors(f"starting machine {self.id}"):
+            self._instance = clone.become(self.directory / PROCESS, self._report)
+        try:
+            await (await self._instance.control()).resume()
+        except DriverError:
+            await self._instance.end()
+            raise
+
+    def _image_disk(self) -> Path:
         image_disk = self._datastore.path(self._spec.image_disk)
         if not self.directory.is_dir():
             raise NotFoundError(f"machine {self.id} does not exist")
         if not image_disk.is_file():
             raise DriverError(f"image disk {self._spec.image_disk} is not in the datastore")
-        log = self.directory / command.LOG_FILE
-        log.unlink(missing_ok=True)
-        action = f"starting machine {self.id}"
-        with os_errors(action), contextlib.ExitStack() as stack:
-            self._put_console_by()
-            qmp = stack.enter_context(files.listen(self.directory / command.QMP_SOCKET))
-            host = self._host()
-            line = self._line(host, stack)
-            argv = command.machine_command(
-                self._spec,
-                host,
-                image_disk=image_disk,
-                writable_disk=self.directory / WRITABLE_DISK,
-                qmp_fd=qmp.fileno(),
-                line=line,
-            )
-            async with process.keeper(self.directory, command.CONSOLE_LOG, CONSOLE_LIMIT_BYTES) as console:
-                await process.spawn(argv, self.directory, log, (qmp.fileno(), line.fd), stdout=console)
-        # QEMU alone holds the sockets now: if it gives up, connecting or reading fails at once.
-        try:
-            await self._control()
-        except DriverError as error:
-            with process.running(self.directory, self.id) as pidfd:
-                if pidfd is not None:
-                    await process.end(pidfd)
-            raise qemu_failure(action, log) from error
+        return image_disk
 
-    def _put_console_by(self) -> None:
-        """The console of the run before tells why it ended."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.directory / command.CONSOLE_LOG).replace(self.directory / command.OLD_CONSOLE_LOG)
-
-    def _line(self, host: command.Host, stack: contextlib.ExitStack) -> command.Line:
-        if host.channel == vsock.VSOCK:
-            return stack.enter_context(vsock.reserve(self.id))
-        return command.SerialLine(stack.enter_context(files.listen(self.directory / command.AGENT_SOCKET)).fileno())
+    def _put_last_run_by(self) -> None:
+        """The console of the run before tells why it ended; all else of it goes."""
+        last = self.directory / PROCESS
+        with os_errors(f"clearing up after the last run of machine {self.id}"):
+            with contextlib.suppress(FileNotFoundError):
+                (last / command.CONSOLE_LOG).replace(self.directory / OLD_CONSOLE_LOG)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(last)
 
     async def _command(self, call: Callable[[Monitor], Coroutine[None, None, None]]) -> None:
         async with self._lock:
-            if not self._is_running():
+            if not self._instance.is_running:
                 raise ConflictError(f"machine {self.id} is off")
             try:
-                await call(await self._control())
+                await call(await self._instance.control())
             except DriverError:
                 await self._drop_monitor()
                 raise
 
-    async def _control(self) -> Monitor:
-        if self._monitor is None:
-            self._monitor = await Monitor.open(self.directory / command.QMP_SOCKET, self._report)
-        return self._monitor
-
     async def _drop_monitor(self) -> None:
         self._stall.end()
-        monitor, self._monitor = self._monitor, None
-        if monitor is not None:
-            await monitor.close()
+        await self._instance.release()
 
     def _report(self, problem: DiskProblem) -> None:
         _log.error("machine %s: %s", self.id, problem.words)
@@ -209,15 +196,9 @@ class QemuMachine:
 
     async def _go_on(self) -> None:
         async with self._lock:
-            if self._is_running() and await (monitor := await self._control()).stalled():
+            if self._instance.is_running and await (monitor := await self._instance.control()).stalled():
                 await monitor.resume()
                 _log.warning("machine %s: the disk has space again, the guest goes on", self.id)
-
-    def _bound_messages(self) -> None:
-        """QEMU has few words, but a guest may find a way to make it say them over and over."""
-        with contextlib.suppress(OSError):
-            if (self.directory / command.LOG_FILE).stat().st_size > MESSAGES_LIMIT_BYTES:
-                os.truncate(self.directory / command.LOG_FILE, 0)
 
 
 async def uninterrupted(work: Coroutine[None, None, _T]) -> _T:

@@ -1,8 +1,9 @@
 """QEMU's process: started as nobody's child, found again by its machine's directory, waited for and ended.
 
 `setsid --fork` hands the new QEMU to the host's init, so it outlives the port layer, and there is one way to watch it
-whoever started it: a pidfd. A pid alone is never trusted; the process must carry the machine's name, and the pidfd is
-taken before that is checked, so what is killed later is what was checked.
+whoever started it: a pidfd. A pid alone is never trusted: the process must be a guest's and work in the directory,
+under whatever name that has by then. The pidfd is taken before that is checked, so what is killed later is what was
+checked.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ async def _fork(
 
 
 @contextlib.contextmanager
-def running(directory: Path, machine_id: str) -> Iterator[int | None]:
-    """A pidfd of the machine's QEMU, or None when it does not run."""
-    pidfd = _find(directory, machine_id)
+def running(directory: Path) -> Iterator[int | None]:
+    """A pidfd of the QEMU that works in `directory`, or None when there is none."""
+    pidfd = _find(directory)
     try:
         yield pidfd
     finally:
@@ -74,14 +75,54 @@ def running(directory: Path, machine_id: str) -> Iterator[int | None]:
             os.close(pidfd)
 
 
-def is_running(directory: Path, machine_id: str) -> bool:
-    with running(directory, machine_id) as pidfd:
+def is_running(directory: Path) -> bool:
+    with running(directory) as pidfd:
         return pidfd is not None
 
 
-def command_line(directory: Path, machine_id: str) -> list[str] | None:
-    """How the machine's QEMU was started, or None when it does not run."""
-    with running(directory, machine_id) as pidfd:
+def private_bytes(directory: Path) -> int:
+    """Memory that the QEMU in `directory` shares with nobody; 0 when there is none."""
+    with running(directory) as pidfd, contextlib.suppress(OSError):
+        if pidfd is not None:
+            pid = int((directory / command.PID_FILE).read_text())
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Anonymous:"):
+                    return int(line.split()[1]) << 10
+    return 0
+
+
+async def end_all_below(root: Path) -> None:
+    """Ends every process that works below `root`: what nobody has a use for after a crash."""
+    for pidfd in await asyncio.to_thread(_working_below, root):
+        try:
+            await end(pidfd)
+        finally:
+            os.close(pidfd)
+
+
+def _working_below(root: Path) -> list[int]:
+    root = root.resolve()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(process.name))
+            if _works_below(process, root):
+                found.append(pidfd)
+            else:
+                os.close(pidfd)
+    return found
+
+
+def _works_below(process: Path, root: Path) -> bool:
+    try:
+        return (process / "cwd").readlink().is_relative_to(root)
+    except OSError:
+        return False
+
+
+def command_line(directory: Path) -> list[str] | None:
+    """How the QEMU that works in `directory` was started, or None when there is none."""
+    with running(directory) as pidfd:
         if pidfd is None:
             return None
         words = _words(int((directory / command.PID_FILE).read_text()))
@@ -113,13 +154,13 @@ async def end(pidfd: int) -> None:
     raise DriverError("QEMU does not die: the host keeps it in an uninterruptible wait")
 
 
-def _find(directory: Path, machine_id: str) -> int | None:
+def _find(directory: Path) -> int | None:
     try:
         pid = int((directory / command.PID_FILE).read_text())
         pidfd = os.pidfd_open(pid)
     except (OSError, ValueError, OverflowError):
         return None
-    if _is_machine(pid, machine_id) and not _has_ended(pidfd):
+    if _is_guest(pid, directory) and not _has_ended(pidfd):
         return pidfd
     os.close(pidfd)
     return None
@@ -129,8 +170,12 @@ def _has_ended(pidfd: int) -> bool:
     return bool(select.select([pidfd], [], [], 0)[0])
 
 
-def _is_machine(pid: int, machine_id: str) -> bool:
-    return ("-name", command.machine_name(machine_id)) in itertools.pairwise(_words(pid))
+def _is_guest(pid: int, directory: Path) -> bool:
+    named = any(a == "-name" and b.startswith(command.GUEST) for a, b in itertools.pairwise(_words(pid)))
+    try:
+        return named and os.path.samestat(os.stat(f"/proc/{pid}/cwd"), directory.stat())
+    except OSError:
+        return False
 
 
 def _words(pid: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from typing import Any, cast
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from portlayer.drivers.base import PowerState
-from portlayer.drivers.qemu import files
+from portlayer.drivers.qemu import command, files
 from portlayer.errors import DriverError
 
 _TIMEOUT_SECONDS = 30.0
@@ -45,9 +45,10 @@ class Monitor:
 
     def __init__(self, client: QMPClient, on_problem: OnDiskProblem) -> None:
         self._client = client
+        self.on_problem = on_problem
         self._listener = EventListener("BLOCK_IO_ERROR")
         client.register_listener(self._listener)
-        self._watch = asyncio.create_task(self._watch_events(on_problem))
+        self._watch = asyncio.create_task(self._watch_events())
 
     @classmethod
     async def open(cls, socket_path: Path, on_problem: OnDiskProblem) -> Monitor:
@@ -84,8 +85,57 @@ class Monitor:
     async def resume(self) -> None:
         await self._execute("cont")
 
-    async def _execute(self, name: str) -> Any:
-        call: Awaitable[Any] = self._client.execute(name)
+    async def attach(self, disks: Mapping[str, command.DiskFile]) -> None:
+        """Puts files below the nodes of disks, in the place of nothing. One batch: QEMU takes commands in order."""
+        calls = []
+        for disk, file in disks.items():
+            node = f"{disk}-file"
+            calls.append(self._execute("blockdev-add", command.file_options(file, node)))
+            calls.append(self._execute("blockdev-reopen", {"options": [command.raw_options(disk, node)]}))
+        await _all(calls)
+
+    async def detach(self, disks: Iterable[str]) -> None:
+        """Undoes `attach`."""
+        calls = []
+        for disk in disks:
+            nothing = command.raw_options(disk, command.no_disk_node(disk))
+            calls.append(self._execute("blockdev-reopen", {"options": [nothing]}))
+            calls.append(self._execute("blockdev-del", {"node-name": f"{disk}-file"}))
+        await _all(calls)
+
+    async def save_state(self, socket_name: str) -> None:
+        """Sends the state of all devices, without the shared memory, to a listening socket in QEMU's directory."""
+        await self._migrate("migrate", f"unix:{socket_name}")
+
+    async def load_state(self, fd: int) -> None:
+        """Takes a template's state in, from the open file that QEMU inherited as `fd`. The guest does not run then."""
+        await self._migrate("migrate-incoming", f"fd:{fd}")
+
+    async def _migrate(self, name: str, uri: str) -> None:
+        capabilities = [{"capability": one, "state": True} for one in ("x-ignore-shared", "events")]
+        with self._client.listener("MIGRATION") as events:
+            try:
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                    await _all(
+                        [
+                            self._execute("migrate-set-capabilities", {"capabilities": capabilities}),
+                            self._execute(name, {"uri": uri}),
+                        ]
+                    )
+                    async for event in events:
+                        if (status := cast(dict[str, Any], event["data"])["status"]) in ("completed", "failed"):
+                            break
+            except TimeoutError as error:
+                raise DriverError(f"QEMU has not ended {name} within {_TIMEOUT_SECONDS:.0f} s") from error
+        if status != "completed":
+            raise DriverError(f"QEMU could not {name} a template's state; its log says why")
+
+    async def quit(self) -> None:
+        """Ends QEMU."""
+        await self._execute("quit")
+
+    async def _execute(self, name: str, arguments: Mapping[str, object] | None = None) -> Any:
+        call: Awaitable[Any] = self._client.execute(name, arguments)
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 return await call
@@ -96,10 +146,17 @@ class Monitor:
         except (OSError, EOFError, QMPError) as error:
             raise DriverError(f"QEMU went away during {name}") from error
 
-    async def _watch_events(self, on_problem: OnDiskProblem) -> None:
+    async def _watch_events(self) -> None:
         async for event in self._listener:
             data = cast(dict[str, Any], event["data"])
             no_space = bool(data.get("nospace"))
             reason = "no space is left on the host's disk" if no_space else str(data.get("reason", "unknown"))
             words = f"{data.get('operation', 'I/O')} on disk {data.get('node-name', '')}: {reason}"
-            on_problem(DiskProblem(words, no_space))
+            self.on_problem(DiskProblem(words, no_space))
+
+
+async def _all(calls: list[Coroutine[Any, Any, Any]]) -> None:
+    """Sends all, in order, before it awaits the first answer; raises the first error once all are answered."""
+    for answer in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(answer, BaseException):
+            raise answer
