@@ -15,10 +15,12 @@ import grpc
 
 from portlayer import identity
 from portlayer.config import Settings
+from portlayer.drivers.base import MachineDriver
 from portlayer.drivers.qemu import LocalDatastore, QemuDriver
 from portlayer.errors import AlreadyExistsError, DriverError
 from portlayer.events import EventHub
 from portlayer.execution import Manager
+from portlayer.instantclone import InstantClones
 from portlayer.services import network
 from portlayer.services.events import EventsServicer
 from portlayer.services.execution import ExecutionServicer
@@ -55,22 +57,26 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
             settings.state_dir, settings.guest_image, accelerator=settings.accelerator, channel=settings.channel
         )
         store = ImageStore(settings.state_dir / "images", tmp, LocalDatastore(settings.state_dir))
-        manager = Manager(
-            driver,
-            store,
-            events,
-            check_network=network.check,
-            default_memory_bytes=settings.default_memory_bytes,
-            default_cpus=settings.default_cpus,
-            available_cpus=os.cpu_count() or 1,
-            default_disk_bytes=settings.default_disk_bytes,
-        )
         async with contextlib.AsyncExitStack() as stack:
             await driver.open()
             stack.push_async_callback(driver.close)
+            clones = _clones(settings, driver, events)
+            manager = Manager(
+                driver,
+                store,
+                events,
+                clones,
+                check_network=network.check,
+                default_memory_bytes=settings.default_memory_bytes,
+                default_cpus=settings.default_cpus,
+                available_cpus=os.cpu_count() or 1,
+                default_disk_bytes=settings.default_disk_bytes,
+            )
             await store.open()
             await manager.open()
             stack.push_async_callback(manager.close)
+            await clones.open()
+            stack.push_async_callback(clones.close)
             server = grpc.aio.server(options=OPTIONS)
             servicers = (
                 ExecutionServicer(manager),
@@ -78,13 +84,23 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
                 StorageServicer(store, manager.using_image, events.emit),
                 network.NetworkServicer(who.id, who.created_unix_ns),
                 EventsServicer(events),
-                SystemServicer(who, settings, driver, manager, lambda: len(store.list())),
+                SystemServicer(who, settings, driver, manager, clones, lambda: len(store.list())),
             )
             await register(server, servicers)
             _listen(server, settings.grpc)
             await server.start()
             stack.push_async_callback(_stop, server, settings.grpc)
             yield
+
+
+def _clones(settings: Settings, driver: MachineDriver, events: EventHub) -> InstantClones:
+    return InstantClones(
+        driver.cloning if settings.clone else None,
+        (settings.default_memory_bytes, settings.default_cpus),
+        settings.pool_size,
+        settings.pool_memory_bytes,
+        events.emit,
+    )
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ class AgentClient:
         self._by_stream: dict[int, _Call | Follow] = {}
         self._task: asyncio.Task[None] | None = None
         self._failure: AgentError | None = None
+        self._opened = asyncio.Event()
         # Set while no channel is open: all that the last one brought has been taken in.
         self.disconnected = asyncio.Event()
 
@@ -83,6 +84,14 @@ class AgentClient:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+
+    async def wait_open(self, timeout_s: float) -> None:
+        """Returns when the agent has been reached once: it listens. Raises AgentUnavailableError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._opened.wait()
+        except TimeoutError as error:
+            raise AgentUnavailableError(f"the agent was not reached within {timeout_s:g} s") from error
 
     # --- the guest API
 
@@ -264,6 +273,7 @@ class AgentClient:
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, SessionOpened):
+            self._opened.set()
             self._repeat_all()
         elif isinstance(event, SessionLost):
             _log.info("session with an agent lost: %s", event.reason)

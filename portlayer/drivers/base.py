@@ -108,6 +108,13 @@ class Template(Protocol):
     def made_in_ns(self) -> int: ...
 
     @property
+    def last_used_unix_ns(self) -> int:
+        """When `note_use` was called last, also before this port layer's life; its making counts."""
+
+    def note_use(self) -> None:
+        """A container starts from it."""
+
+    @property
     def disk_bytes(self) -> int:
         """What it takes of the datastore."""
 

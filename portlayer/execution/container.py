@@ -36,6 +36,7 @@ from portlayer.execution.states import Action
 from portlayer.execution.streams import OutputHub
 from portlayer.execution.tasks import Tasks
 from portlayer.execution.terminal import resize_terminal
+from portlayer.instantclone import InstantClones
 from portlayer.logs import Log
 from portlayer.v1 import record_pb2, types_pb2
 from tether.v1 import tether_pb2
@@ -63,6 +64,7 @@ class Host:
     driver: MachineDriver
     events: EventHub
     tasks: Tasks
+    clones: InstantClones
 
 
 class Container:
@@ -172,13 +174,17 @@ class Container:
         self.record.start_request_id = secrets.token_hex(16)
         self.state.error = ""
         await self._save()
-        run = self._run = Run(self.machine, self.log, self.output, self.record.run)
-        await run.boot()
+        with self._host.clones.starting():
+            await self._start_machine_and_init()
+
+    async def _start_machine_and_init(self) -> None:
+        run = await self._powered_on()
         request = process_spec.init_request(
             self.spec,
             self.record.start_request_id,
             memory_limit_bytes=self._size.memory_limit_bytes,
             cpu_limit_ns_per_s=self._size.cpu_limit_ns_per_s,
+            machine_id=self.id[:32],
         )
         response = await run.launch(request)
         self._move(Action.LAUNCHED)
@@ -186,11 +192,32 @@ class Container:
         self.state.exit_code = 0
         self.state.oom_killed = False
         self.state.started_unix_ns = time.time_ns()
-        self.record.container.start_phases_ns.clear()
-        self.record.container.start_phases_ns.update(run.phases_ns)
+        self._note_how_it_started(run)
         await self._save()
         self._begin(run)
-        self.emit("start")
+        self.emit("start", _words(run))
+
+    async def _powered_on(self) -> Run:
+        """The machine in a clone, where there is one for it and nothing goes wrong with it; else booted."""
+        run = self._run = Run(self.machine, self.log, self.output, self.record.run)
+        taken = None if self.spec.cold_boot else await self._host.clones.take(self.machine.spec)
+        if taken is not None:
+            try:
+                await run.move_in(taken)
+                return run
+            except PortLayerError as error:
+                _log.warning("container %s boots, as its clone was of no use: %s", self.id[:12], error)
+            await self._let_go()
+            await self.machine.power_off()
+            run = self._run = Run(self.machine, self.log, self.output, self.record.run)
+        await run.boot()
+        return run
+
+    def _note_how_it_started(self, run: Run) -> None:
+        container = self.record.container
+        container.start_method, container.template_id = run.method, run.template_id
+        container.start_phases_ns.clear()
+        container.start_phases_ns.update(run.phases_ns)
 
     async def _launch_failed(self, error: PortLayerError) -> None:
         await self._let_go()
@@ -702,3 +729,10 @@ class Container:
                     _log.error("the exit of container %s is not recorded yet: %s", self.id[:12], error)
                     warned = True
                 await asyncio.sleep(_SAVE_RETRY_S)
+
+
+def _words(run: Run) -> dict[str, str]:
+    """How it was started, for its event."""
+    took = sum(run.phases_ns.values()) / 1e6
+    method = types_pb2.StartMethod.Name(run.method).removeprefix("START_METHOD_").lower().replace("_", "-")
+    return {"startMethod": method, "startMilliseconds": f"{took:.1f}"}

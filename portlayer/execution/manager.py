@@ -21,6 +21,7 @@ from portlayer.execution.exec_process import ExecProcess
 from portlayer.execution.process_spec import ImageConfig
 from portlayer.execution.sizes import Size, check_cpus, size_of
 from portlayer.execution.tasks import Tasks
+from portlayer.instantclone import InstantClones
 from portlayer.v1 import execution_pb2, record_pb2, types_pb2
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Manager:
         driver: MachineDriver,
         images: Images,
         events: EventHub,
+        clones: InstantClones,
         *,
         check_network: Callable[[str], None],
         default_memory_bytes: int,
@@ -68,7 +70,7 @@ class Manager:
         self._default_disk_bytes = default_disk_bytes
         self._available_cpus = available_cpus
         self._tasks = Tasks()
-        self._host = Host(driver, events, self._tasks)
+        self._host = Host(driver, events, self._tasks, clones)
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}
         self._requests: dict[str, asyncio.Future[Container]] = {}
@@ -106,6 +108,11 @@ class Manager:
         if not matches:
             raise NotFoundError(f"No such container: {reference}")
         return matches[0]
+
+    def clones_by_template(self) -> Counter[str]:
+        """How many containers run in clones, by the id of their template."""
+        running = (one for one in self._containers.values() if one.live)
+        return Counter(one.record.container.template_id for one in running)
 
     def using_image(self, image_id: str) -> list[str]:
         """Ids of the containers made, or being made, from an image."""

@@ -107,7 +107,12 @@ def parse_signal(text: str) -> int:
 
 
 def init_request(
-    spec: types_pb2.ContainerSpec, request_id: str, *, memory_limit_bytes: int, cpu_limit_ns_per_s: int
+    spec: types_pb2.ContainerSpec,
+    request_id: str,
+    *,
+    memory_limit_bytes: int,
+    cpu_limit_ns_per_s: int,
+    machine_id: str,
 ) -> tether_pb2.StartRequest:
     """The agent's Start for a container; limits 0 where the VM's size is the limit."""
     process = spec.process
@@ -144,6 +149,7 @@ def init_request(
         resolv_conf=_resolv_conf(spec),
         sysctls=dict(spec.sysctls),
         privileged=spec.privileged,
+        machine_id=machine_id,
     )
 
 

@@ -19,6 +19,7 @@ from portlayer.config import Settings
 from portlayer.drivers.base import MachineDriver
 from portlayer.execution import Manager, states
 from portlayer.identity import Identity
+from portlayer.instantclone import InstantClones
 from portlayer.services.status import grpc_errors
 from portlayer.v1 import system_pb2 as pb
 from portlayer.v1 import system_pb2_grpc
@@ -37,12 +38,14 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         settings: Settings,
         driver: MachineDriver,
         manager: Manager,
+        clones: InstantClones,
         image_count: Callable[[], int],
     ) -> None:
         self._identity = identity
         self._settings = settings
         self._driver = driver
         self._manager = manager
+        self._clones = clones
         self._image_count = image_count
         self._started_ns = time.time_ns()
 
@@ -74,6 +77,10 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
                 warnings=_warnings(status),
                 started_unix_ns=self._started_ns,
             )
+
+    async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Context) -> pb.ListTemplatesResponse:
+        async with grpc_errors(context):
+            return pb.ListTemplatesResponse(templates=self._clones.describe(self._manager.clones_by_template()))
 
 
 def version() -> str:

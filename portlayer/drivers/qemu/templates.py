@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import secrets
 import shutil
 import time
@@ -35,6 +36,7 @@ from portlayer.drivers.qemu.memory import TemplateMemory
 _NEW, _TRASH = ".new-", ".trash-"
 # Counts changes of what is in a template's directory, or of how it is made.
 _FORMAT = 1
+_ABOUT = "template.json"
 _MIB = 1 << 20
 _log = logging.getLogger(__name__)
 
@@ -66,6 +68,16 @@ class QemuTemplate:
     @property
     def made_in_ns(self) -> int:
         return self._made_in_ns
+
+    @property
+    def last_used_unix_ns(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._directory / _ABOUT).stat().st_mtime_ns
+        return self._created_unix_ns
+
+    def note_use(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._directory / _ABOUT)
 
     @property
     def disk_bytes(self) -> int:
@@ -212,7 +224,7 @@ class QemuCloning:
             for path in new.iterdir():
                 if path.name not in ("memory", "state"):
                     path.unlink()
-            files.write_durably(new / "template.json", json.dumps(about, indent=1).encode())
+            files.write_durably(new / _ABOUT, json.dumps(about, indent=1).encode())
             self._remove(key)
             new.rename(kept)
             files.sync_directory(self._templates_dir)
@@ -237,7 +249,7 @@ class QemuCloning:
 
     def _read(self, directory: Path) -> QemuTemplate | None:
         try:
-            about = json.loads((directory / "template.json").read_bytes())
+            about = json.loads((directory / _ABOUT).read_bytes())
             shape = Shape(int(about["memory_bytes"]), int(about["cpus"]))
             if (directory / "memory").stat().st_size != shape.memory_bytes or not (directory / "state").is_file():
                 return None
