@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from portlayer.agent import AgentError, AgentRpcError
 from portlayer.agent.errors import NOT_FOUND
@@ -36,10 +37,12 @@ from portlayer.execution.states import Action
 from portlayer.execution.streams import OutputHub
 from portlayer.execution.tasks import Tasks
 from portlayer.execution.terminal import resize_terminal
-from portlayer.instantclone import InstantClones
 from portlayer.logs import Log
 from portlayer.v1 import record_pb2, types_pb2
 from tether.v1 import tether_pb2
+
+if TYPE_CHECKING:  # which needs this package
+    from portlayer.instantclone import InstantClones
 
 SIGKILL = 9
 # Whoever sends one of these (or the stop signal) wants the container to end: it is not restarted.

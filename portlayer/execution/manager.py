@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -21,8 +21,10 @@ from portlayer.execution.exec_process import ExecProcess
 from portlayer.execution.process_spec import ImageConfig
 from portlayer.execution.sizes import Size, check_cpus, size_of
 from portlayer.execution.tasks import Tasks
-from portlayer.instantclone import InstantClones
 from portlayer.v1 import execution_pb2, record_pb2, types_pb2
+
+if TYPE_CHECKING:  # which needs this package
+    from portlayer.instantclone import InstantClones
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from portlayer.agent import AgentClient, AgentError, AgentProtocolError, Follow
 from portlayer.drivers.base import Machine
@@ -16,11 +16,13 @@ from portlayer.errors import DriverError, UnavailableError
 from portlayer.execution.launch_failure import launch_error
 from portlayer.execution.standard_input import StandardInput
 from portlayer.execution.streams import OutputHub
-from portlayer.instantclone.clones import Taken
 from portlayer.logs import Chunk, Log
 from portlayer.logs.records import Record
 from portlayer.v1 import types_pb2
 from tether.v1 import tether_pb2
+
+if TYPE_CHECKING:  # which needs this package
+    from portlayer.instantclone.clones import Taken
 
 INIT = "init"
 COLD_BOOT = types_pb2.START_METHOD_COLD_BOOT

@@ -82,6 +82,10 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         async with grpc_errors(context):
             return pb.ListTemplatesResponse(templates=self._clones.describe(self._manager.clones_by_template()))
 
+    async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.GetMetricsResponse:
+        async with grpc_errors(context):
+            return pb.GetMetricsResponse()
+
 
 def version() -> str:
     """Version of the installed package."""
