@@ -89,7 +89,7 @@ def machines(state: Path) -> list[psutil.Process]:
 def vm_pid(vch: Vch, docker: Docker, container: str) -> int:
     """The QEMU process of a running container."""
     directory = vch.state / "machines" / docker(f"inspect -f {{{{.Id}}}} {container}").out.strip()
-    return int((directory / "qemu.pid").read_text())
+    return int((directory / "vm" / "qemu.pid").read_text())
 
 
 def bring_up(state: Path) -> Vch:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fake_agent import FakeAgent
 
-from portlayer.drivers.base import Machine, MachineSpec, PowerState
+from portlayer.drivers.base import Clone, Cloning, Machine, MachineSpec, PowerState
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
 
@@ -53,7 +53,7 @@ class FakeMachine:
             return PowerState.OFF
         return PowerState.PAUSED if self.paused else PowerState.RUNNING
 
-    async def power_on(self) -> None:
+    async def power_on(self, clone: Clone | None = None) -> None:
         self._maybe_fail("power_on")
         if self.agent is None:
             self.agent = FakeAgent(self._cut)
@@ -112,6 +112,10 @@ class FakeDriver:
         self._root = root
         self.machines: dict[str, FakeMachine] = {}
         self.fail_next: dict[str, Exception] = {}
+
+    @property
+    def cloning(self) -> Cloning | None:
+        return None
 
     async def open(self) -> None:
         pass

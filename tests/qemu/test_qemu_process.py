@@ -43,7 +43,7 @@ async def start(directory: Path, *, machine: str = MACHINE, extra: str = "") -> 
 @pytest.fixture
 async def directory(tmp_path: Path) -> AsyncIterator[Path]:
     yield tmp_path
-    with process.running(tmp_path, MACHINE) as pidfd:
+    with process.running(tmp_path) as pidfd:
         if pidfd is not None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
@@ -53,7 +53,7 @@ async def test_found_waited_for_and_ended(directory: Path) -> None:
     pid = int((directory / "qemu.pid").read_text())
     assert os.getsid(pid) == pid  # survives its starter
     assert Path(f"/proc/{pid}/cwd").readlink() == directory
-    with process.running(directory, MACHINE) as pidfd:
+    with process.running(directory) as pidfd:
         assert pidfd is not None
         async with asyncio.TaskGroup() as group:
             waits = [group.create_task(process.wait_ended(pidfd)) for _ in range(3)]
@@ -65,7 +65,7 @@ async def test_found_waited_for_and_ended(directory: Path) -> None:
 async def test_one_that_ignores_the_request_is_killed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_GRACE_SECONDS", 0.05)
     await start(directory, extra="signal.signal(signal.SIGTERM, signal.SIG_IGN)")
-    with process.running(directory, MACHINE) as pidfd:
+    with process.running(directory) as pidfd:
         assert pidfd is not None
         await process.end(pidfd)
 
@@ -73,7 +73,7 @@ async def test_one_that_ignores_the_request_is_killed(directory: Path, monkeypat
 async def test_cancelled_wait_leaves_no_descriptor(directory: Path) -> None:
     await start(directory)
     before = len(os.listdir("/proc/self/fd"))
-    with process.running(directory, MACHINE) as pidfd:
+    with process.running(directory) as pidfd:
         assert pidfd is not None
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -112,7 +112,7 @@ async def test_command_line_of_a_running_machine_alone(directory: Path) -> None:
     argv = process.command_line(directory, MACHINE)
     assert argv is not None
     assert argv[argv.index("-name") + 1] == command.machine_name(MACHINE)
-    with process.running(directory, MACHINE) as pidfd:
+    with process.running(directory) as pidfd:
         assert pidfd is not None
         await process.end(pidfd)
     assert process.command_line(directory, MACHINE) is None
