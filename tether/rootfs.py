@@ -52,6 +52,8 @@ _MASKED = (
     "/sys/firmware",
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+# Names of disks by their serial numbers.
+_last_seen: dict[str, str] = {}
 _SECURE = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
@@ -114,23 +116,34 @@ def write_machine_id(machine_id: str) -> None:
 
 def _find_disk(serial: str) -> str:
     """Path of the block device with that serial number; waits for the kernel to announce it, 10 s at most."""
+    if disk := _present(serial):
+        return disk
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15) as uevents:
         uevents.bind((0, 1))
         uevents.settimeout(10)
-        while True:
-            for block in Path("/sys/block").iterdir():
-                if _serial(block) == serial:
-                    return f"/dev/{block.name}"
+        while not (disk := _present(serial)):
             try:
                 uevents.recv(8192)
             except TimeoutError:
                 raise OSError(errno.ENODEV, f"no disk has the serial number {serial!r}") from None
+        return disk
 
 
-def _serial(block: Path) -> str:
+def _present(serial: str) -> str:
+    """The disk, if it is there; where one of that number was before is looked first."""
+    names = sorted(os.listdir("/sys/block"), key=lambda name: name != _last_seen.get(serial))
+    for name in names:
+        if _serial(f"/sys/block/{name}") == serial:
+            _last_seen[serial] = name
+            return f"/dev/{name}"
+    return ""
+
+
+def _serial(block: str) -> str:
     for name, skip in (("serial", 0), ("device/vpd_pg80", 4)):
         try:
-            return (block / name).read_bytes()[skip:].strip(b" \0\n").decode("ascii", "replace")
+            with open(f"{block}/{name}", "rb") as file:
+                return file.read(256)[skip:].strip(b" \0\n").decode("ascii", "replace")
         except OSError:
             continue
     return ""

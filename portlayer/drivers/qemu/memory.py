@@ -7,13 +7,16 @@ writes to it, cuts it or punches holes into it any more, and private mappings of
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from portlayer.drivers.qemu import files
 
 _F_ADD_SEALS = 1033
+_SEAL_S, _SEAL_RETRY_S = 20.0, 0.1
 _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_WRITE = 1, 2, 4, 8
 
 
@@ -42,8 +45,19 @@ class TemplateMemory:
             return memory
 
     def seal(self) -> None:
-        """From now on nobody can change it. Raises OSError while somebody still maps it for writing."""
-        fcntl.fcntl(self.fd, _F_ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW | _SEAL_WRITE)
+        """From now on nobody can change it. Blocks; raises OSError when somebody still maps it for writing.
+
+        The kernel refuses it too while it holds on to a page for reasons of its own, which passes without a sign.
+        """
+        deadline = time.monotonic() + _SEAL_S
+        while True:
+            try:
+                fcntl.fcntl(self.fd, _F_ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW | _SEAL_WRITE)
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_SEAL_RETRY_S)
 
     def save(self, path: Path) -> None:
         """Writes it to a new file that only its owner can read, with holes for what was never used."""
