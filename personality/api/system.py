@@ -18,6 +18,7 @@ from personality.http.messages import Reply, Request
 from personality.http.router import Route
 from personality.http.server import MAX_VERSION, MIN_VERSION, version_text
 from personality.times import rfc3339
+from personality.translate.create import COLD_BOOT_RUNTIME, DEFAULT_RUNTIME
 from personality.translate.describe import summary
 from portlayer.v1 import execution_pb2, storage_pb2, system_pb2, types_pb2
 
@@ -130,8 +131,8 @@ def _drivers(info: system_pb2.GetInfoResponse) -> dict[str, Any]:
         "LoggingDriver": "json-file",
         "CgroupDriver": "none",  # on the host; a limit is the size of the machine
         "CgroupVersion": "2",
-        "Runtimes": {info.driver: {"path": info.driver}},
-        "DefaultRuntime": info.driver,
+        "Runtimes": {name: {"path": info.driver} for name in (DEFAULT_RUNTIME, COLD_BOOT_RUNTIME)},
+        "DefaultRuntime": DEFAULT_RUNTIME,
         "InitBinary": "tini-static",
         "ContainerdCommit": {"ID": ""},
         "RuncCommit": {"ID": ""},
@@ -199,7 +200,7 @@ async def disk_usage(request: Request, backend: Backend) -> Reply:
     if "volume" in wanted:
         usage["Volumes"] = []
     if "build-cache" in wanted:
-        usage["BuildCache"] = []
+        usage["BuildCache"] = await _templates_usage(backend)
     return Reply(body=usage)
 
 
@@ -209,6 +210,28 @@ async def _images_usage(request: Request, backend: Backend) -> dict[str, Any]:
     # Nothing is shared between images: each has a disk of its own.
     images = [image_summary(image, request.api_version) | {"SharedSize": 0} for image in listed.images]
     return {"LayersSize": total.images_bytes, "Images": images}
+
+
+async def _templates_usage(backend: Backend) -> list[dict[str, Any]]:
+    """Templates are a cache, and Docker shows caches as those of builds. Those not made yet take no room."""
+    listed = await backend.system.ListTemplates(system_pb2.ListTemplatesRequest())
+    return [_cache_record(one) for one in listed.templates if one.created_unix_ns]
+
+
+def _cache_record(template: system_pb2.Template) -> dict[str, Any]:
+    cpus = f"{template.cpus} CPU{'' if template.cpus == 1 else 's'}"
+    return {
+        "ID": template.id,
+        "Parents": None,
+        "Type": "internal",
+        "Description": f"instant clone template: {template.memory_bytes >> 20} MiB, {cpus}",
+        "InUse": template.clones + template.pooled > 0,
+        "Shared": False,
+        "Size": template.disk_bytes,
+        "CreatedAt": rfc3339(template.created_unix_ns),
+        "LastUsedAt": rfc3339(template.last_used_unix_ns) if template.last_used_unix_ns else None,
+        "UsageCount": template.uses,
+    }
 
 
 async def _containers_usage(backend: Backend) -> list[dict[str, Any]]:

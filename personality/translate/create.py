@@ -19,7 +19,11 @@ _MAX_FRONTEND_BYTES = 60 << 10
 _MAX_TIMEOUT_S = (1 << 31) - 1
 _MAX_UINT64 = (1 << 64) - 1
 _LOOPBACK_MODES = frozenset({"", "default", "bridge", "none"})
-_RUNTIMES = frozenset({"", "qemu", "runc", "io.containerd.runc.v2"})
+# Docker's word for how a container is run: here, how its VM comes to run. The default clones where it can.
+DEFAULT_RUNTIME = "qemu"
+COLD_BOOT_RUNTIME = "qemu-cold-boot"
+# Clients that name runc mean "as usual".
+_RUNTIMES = frozenset({"", DEFAULT_RUNTIME, COLD_BOOT_RUNTIME, "runc", "io.containerd.runc.v2"})
 _NO_PORTS = "publishing ports is not served yet: a container's network is its loopback so far"
 _NO_ADDRESSES = "choosing addresses is not served yet: a container's network is its loopback so far"
 _NO_VOLUMES = "volumes and bind mounts are not served yet: put the data into an image, or send it by docker exec"
@@ -60,6 +64,7 @@ def container_spec(body: ContainerBody) -> tuple[types_pb2.ContainerSpec, list[s
         dns_options=host.dns_options or (),
         sysctls=host.sysctls or {},
         auto_remove=bool(host.auto_remove),
+        cold_boot=host.runtime == COLD_BOOT_RUNTIME,
         log=log_config(host.log_config),
         restart=restart_policy(host.restart_policy),
         health_check=health_check(body.healthcheck),

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from personality.times import rfc3339
-from personality.translate.create import FRONTEND
+from personality.translate.create import COLD_BOOT_RUNTIME, DEFAULT_RUNTIME, FRONTEND
 from personality.translate.durations import human
 from personality.translate.policies import described_check, described_health, described_policy, health_word
 from personality.translate.signals import signal_name
@@ -25,6 +25,13 @@ _WORDS = {
 }
 # To Docker's users a container that waits to be started again runs.
 _RUNNING = frozenset({"running", "paused", "restarting"})
+_START_METHODS = {
+    types_pb2.START_METHOD_COLD_BOOT: "cold-boot",
+    types_pb2.START_METHOD_CLONE: "clone",
+    types_pb2.START_METHOD_POOLED: "pooled",
+}
+# In the order in which they follow each other.
+_PHASES = ("machine", "restore", "disks", "agent", "exec")
 # What inspect shows of HostConfig when the client gave nothing; a client's own values are laid over it.
 _HOST_CONFIG: dict[str, Any] = {
     "Binds": None,
@@ -57,7 +64,7 @@ _HOST_CONFIG: dict[str, Any] = {
     "UTSMode": "",
     "UsernsMode": "",
     "ShmSize": 64 << 20,
-    "Runtime": "qemu",
+    "Runtime": "",
     "Isolation": "",
     "CpuShares": 0,
     "Memory": 0,
@@ -179,6 +186,7 @@ def inspect(container: types_pb2.Container) -> dict[str, Any]:
         "ExecIDs": list(container.exec_ids) or None,
         "HostConfig": _host_config(container, said),
         "GraphDriver": {"Name": "squashfs", "Data": {"Machine": container.machine}},
+        "VirtualMachine": _virtual_machine(container),
         "Mounts": [],
         "Config": _config(container, said),
         "NetworkSettings": {
@@ -201,6 +209,18 @@ def inspect(container: types_pb2.Container) -> dict[str, Any]:
             "MacAddress": "",
             "Networks": {"none": _endpoint()},
         },
+    }
+
+
+def _virtual_machine(container: types_pb2.Container) -> dict[str, Any]:
+    """What Docker's API has no place for: clients pass over it, and `docker inspect` prints it."""
+    took_ns = container.start_phases_ns
+    phases = [*(name for name in _PHASES if name in took_ns), *sorted(set(took_ns) - set(_PHASES))]
+    return {
+        "Directory": container.machine,
+        "ConsoleLog": container.console_log_path,
+        "StartMethod": _START_METHODS.get(container.start_method, ""),
+        "StartPhases": {name: round(took_ns[name] / 1e6, 3) for name in phases},
     }
 
 
@@ -261,7 +281,7 @@ def _host_config(container: types_pb2.Container, said: dict[str, Any]) -> dict[s
     merged["NetworkMode"] = _network_mode(said)
     merged["AutoRemove"] = container.spec.auto_remove
     merged["Memory"] = container.spec.resources.memory_bytes
-    merged["Runtime"] = merged["Runtime"] or "qemu"
+    merged["Runtime"] = merged["Runtime"] or (COLD_BOOT_RUNTIME if container.spec.cold_boot else DEFAULT_RUNTIME)
     merged["ShmSize"] = container.spec.shm_size_bytes or 64 << 20
     merged["RestartPolicy"] = described_policy(container.spec.restart)
     merged["LogConfig"] = {

@@ -155,6 +155,8 @@ class FakePortLayer:
     archive: bytes = b"the archive"
     failures: dict[str, _Failure] = field(default_factory=dict)
     sizes: list[tuple[str, int, int]] = field(default_factory=list)
+    templates: list[system_pb2.Template] = field(default_factory=list)
+    metrics: str = ""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -814,3 +816,11 @@ class _System(system_pb2_grpc.SystemServiceServicer):
             warnings=["WARNING: no KVM"],
             started_unix_ns=time.time_ns(),
         )
+
+    async def ListTemplates(self, request: Any, context: Any) -> Any:
+        await self._fake.enter("ListTemplates", request, context)
+        return system_pb2.ListTemplatesResponse(templates=self._fake.templates)
+
+    async def GetMetrics(self, request: Any, context: Any) -> Any:
+        await self._fake.enter("GetMetrics", request, context)
+        return system_pb2.GetMetricsResponse(text=self._fake.metrics)

@@ -187,6 +187,27 @@ async def test_inspect(http: HttpClient) -> None:
     assert (await http.get("/containers/web/json", size="1")).json()["SizeRw"] == 12_345
 
 
+async def test_inspect_says_how_the_vm_came_to_run(http: HttpClient, fake: FakePortLayer) -> None:
+    identity = await _make(http, "web", start=True)
+    machine = (await http.get("/containers/web/json")).json()["VirtualMachine"]
+    assert machine == {"Directory": "fake:machine", "ConsoleLog": "", "StartMethod": "", "StartPhases": {}}
+    container = fake.containers[identity]
+    container.console_log_path = "/machines/web/console.log"
+    container.start_phases_ns.update({"exec": 1_234_567, "machine": 2_000_000, "restore": 0, "other": 1})
+    methods = {
+        types_pb2.START_METHOD_COLD_BOOT: "cold-boot",
+        types_pb2.START_METHOD_CLONE: "clone",
+        types_pb2.START_METHOD_POOLED: "pooled",
+    }
+    for method, word in methods.items():
+        container.start_method = method
+        answer = await http.get("/containers/web/json")
+        machine = _check("/containers/{id}/json", "GET", answer, nulls=True)["VirtualMachine"]
+        assert (machine["StartMethod"], machine["ConsoleLog"]) == (word, "/machines/web/console.log")
+    phases = [("machine", 2.0), ("restore", 0.0), ("exec", 1.235), ("other", 0.0)]
+    assert list(machine["StartPhases"].items()) == phases
+
+
 async def test_inspect_what_ended(http: HttpClient, fake: FakePortLayer) -> None:
     fake.scripts["job"] = Script(exit_code=3)
     await _make(http, "job", start=True)

@@ -201,6 +201,24 @@ async def test_nothing_in_particular_is_taken(http: HttpClient, host: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("runtime", "cold_boot", "shown"),
+    [
+        ("", False, "qemu"),
+        ("qemu", False, "qemu"),
+        ("runc", False, "runc"),
+        ("qemu-cold-boot", True, "qemu-cold-boot"),
+    ],
+)
+async def test_the_runtime_says_how_the_vm_comes_to_run(
+    http: HttpClient, fake: FakePortLayer, runtime: str, cold_boot: bool, shown: str
+) -> None:
+    made = (await _create(http, {"HostConfig": {"Runtime": runtime}})).json()["Id"]
+    assert fake.request("CreateContainer").spec.cold_boot == cold_boot
+    inspected = (await http.get(f"/containers/{made}/json")).json()
+    assert inspected["HostConfig"]["Runtime"] == shown
+
+
+@pytest.mark.parametrize(
     ("body", "status", "message"),
     [
         ({"Image": ""}, 400, "no image given"),

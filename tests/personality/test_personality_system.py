@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import time
+from pathlib import Path
 
 import docker
 import openapi
@@ -16,6 +18,7 @@ from fake_portlayer import FakePortLayer
 from personality.api.routes import build_router
 from personality.errors import DockerError
 from personality.times import parse_time, rfc3339
+from portlayer.v1 import system_pb2
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -52,6 +55,7 @@ async def test_info(http: HttpClient, fake: FakePortLayer) -> None:
     assert (body["Images"], body["NCPU"], body["MemTotal"]) == (1, 4, 8 << 30)
     assert body["Warnings"] == ["WARNING: no KVM"]
     assert ["Accelerator", "tcg"] in body["DriverStatus"]
+    assert (set(body["Runtimes"]), body["DefaultRuntime"]) == ({"qemu", "qemu-cold-boot"}, "qemu")
 
 
 async def test_disk_usage(http: HttpClient, fake: FakePortLayer, docker_client: docker.DockerClient) -> None:
@@ -65,6 +69,70 @@ async def test_disk_usage(http: HttpClient, fake: FakePortLayer, docker_client: 
     assert [(each["Names"], each["SizeRw"]) for each in body["Containers"]] == [(["/box"], 12_345)]
     assert (await http.get("/system/df", type=["volume", "build-cache"])).json() == {"Volumes": [], "BuildCache": []}
     assert (await http.get("/system/df", type="socks")).status == 400
+
+
+def _templates() -> list[system_pb2.Template]:
+    """One in use, one made and never used, one that is still to be made."""
+    return [
+        system_pb2.Template(
+            id="a" * 64,
+            state=system_pb2.Template.STATE_READY,
+            memory_bytes=1 << 30,
+            cpus=1,
+            disk_bytes=270_000_000,
+            created_unix_ns=1_700_000_000_000_000_005,
+            last_used_unix_ns=1_700_000_001_000_000_000,
+            pooled=1,
+            uses=7,
+        ),
+        system_pb2.Template(
+            id="b" * 64,
+            state=system_pb2.Template.STATE_READY,
+            memory_bytes=512 << 20,
+            cpus=2,
+            disk_bytes=130_000_000,
+            created_unix_ns=1_700_000_002_000_000_000,
+        ),
+        system_pb2.Template(id="c" * 64, state=system_pb2.Template.STATE_WAITING, memory_bytes=2 << 30, cpus=1),
+    ]
+
+
+async def test_templates_are_shown_as_a_cache(http: HttpClient, fake: FakePortLayer) -> None:
+    fake.templates = _templates()
+    answer = await http.get("/system/df")
+    openapi.validate("/system/df", "GET", 200, answer.json(), nulls=True)
+    used, unused = answer.json()["BuildCache"]
+    assert used == {
+        "ID": "a" * 64,
+        "Parents": None,
+        "Type": "internal",
+        "Description": "instant clone template: 1024 MiB, 1 CPU",
+        "InUse": True,
+        "Shared": False,
+        "Size": 270_000_000,
+        "CreatedAt": "2023-11-14T22:13:20.000000005Z",
+        "LastUsedAt": "2023-11-14T22:13:21Z",
+        "UsageCount": 7,
+    }
+    assert unused["Description"] == "instant clone template: 512 MiB, 2 CPUs"
+    assert (unused["InUse"], unused["LastUsedAt"], unused["UsageCount"]) == (False, None, 0)
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="no docker CLI here")
+async def test_docker_system_df(http: HttpClient, fake: FakePortLayer, docker_socket: Path) -> None:
+    fake.templates = _templates()
+
+    async def df(*options: str) -> str:
+        arguments = ("-H", f"unix://{docker_socket}", "system", "df", *options)
+        process = await asyncio.create_subprocess_exec("docker", *arguments, stdout=-1, stderr=-1)
+        out, err = await process.communicate()
+        assert process.returncode == 0, err
+        return out.decode()
+
+    total = next(line for line in (await df()).splitlines() if line.startswith("Build Cache"))
+    assert total.split()[2:6] == ["2", "1", "400MB", "130MB"]
+    lines = [line.split() for line in (await df("--verbose")).splitlines()]
+    assert ["a" * 12 + "*", "internal", "270MB"] in [words[:3] for words in lines]  # the star: in use
 
 
 async def test_networks(http: HttpClient) -> None:
