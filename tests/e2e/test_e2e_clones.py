@@ -12,25 +12,28 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import docker as docker_py
+import grpc
 import psutil
 import pytest
 from clone_images import FACTS_PROGRAM, python_archive, shared, without_reseed
 from conftest import BUSYBOX, CALL_TIMEOUT_S, GUEST_IMAGE, Docker, Vch, eventually, machines
 
+from portlayer.v1 import system_pb2, system_pb2_grpc
+
 pytestmark = pytest.mark.vm
 CLONES = 20
 
 
-def templates(vch: Vch) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(vch.run("status", "--json").out)["templates"]
-    return found
+def templates(vch: Vch) -> list[system_pb2.Template]:
+    with grpc.insecure_channel(vch.grpc) as channel:
+        answer = system_pb2_grpc.SystemServiceStub(channel).ListTemplates(system_pb2.ListTemplatesRequest())
+    return list(answer.templates)
 
 
 def await_template(vch: Vch) -> None:
-    eventually(lambda: any(one["state"] == "ready" for one in templates(vch)), within_s=120)
+    eventually(lambda: any(one.state == system_pb2.Template.STATE_READY for one in templates(vch)), within_s=120)
 
 
 def how_started(docker: Docker, container: str) -> str:
@@ -65,7 +68,7 @@ def up(vch: Vch, *options: str, guest_image: Path = GUEST_IMAGE) -> None:
 
 def test_containers_are_clones_and_say_so(docker: Docker, loaded: Vch, forget: None) -> None:
     await_template(loaded)
-    eventually(lambda: templates(loaded)[0]["pooled"] > 0, within_s=60)
+    eventually(lambda: templates(loaded)[0].pooled > 0, within_s=60)
     before = time.time()
     docker("run --name quick busybox true")
     assert how_started(docker, "quick") == "pooled"
@@ -157,7 +160,7 @@ def test_a_port_layer_killed_at_any_step_leaves_nothing_half_made() -> None:
             eventually(lambda step=step: exists(vch.state, step), within_s=120)  # type: ignore[misc]
         kill(vch)
         up(vch)
-        eventually(lambda: templates(vch)[0]["pooled"] == 4, within_s=120)
+        eventually(lambda: templates(vch)[0].pooled == 4, within_s=120)
         assert len(list((vch.state / "clones").iterdir())) == len(machines(vch.state)) == 4
         assert len(list((vch.state / "templates").iterdir())) == 1
         container = client.containers.run("busybox", ["true"], detach=True)
