@@ -72,7 +72,7 @@ def test_containers_are_clones_and_say_so(docker: Docker, loaded: Vch, forget: N
     before = time.time()
     docker("run --name quick busybox true")
     assert how_started(docker, "quick") == "pooled"
-    phases = json.loads(docker("inspect -f {{json .VirtualMachine.StartPhases}} quick").out)
+    phases = json.loads(docker("inspect quick -f", "{{json .VirtualMachine.StartPhases}}").out)
     assert phases.keys() == {"machine", "restore", "disks", "agent", "exec"}
     events = docker(
         f"events --since {before:.0f} --until {time.time() + 1:.0f} --filter event=start --format", "{{json .}}"
@@ -93,7 +93,7 @@ def test_what_was_written_before_is_there_after_a_start_in_another_clone(docker:
 
 def test_no_two_clones_are_alike(docker: Docker, client: docker_py.DockerClient, loaded: Vch, forget: None) -> None:
     await_template(loaded)
-    client.images.import_image_from_data(python_archive(), repository="python", tag="guest")
+    client.api.import_image_from_data(python_archive(), repository="python", tag="guest")
 
     def run(_: int) -> str:
         return docker("run -d python:guest /usr/bin/python3 -c", FACTS_PROGRAM).out.strip()
