@@ -89,7 +89,7 @@ def _of_kinds(endpoint: Vch) -> dict[str, float]:
 
 def _of_templates(endpoint: Vch) -> dict[str, float]:
     """What clones share of the template's memory: the kernel has it in its page cache, once."""
-    resident = [one.get("resident_bytes", 0) for one in endpoint.status().get("templates", ())]
+    resident = [one.resident_bytes for one in endpoint.templates()]
     return {f"templates ({len(resident)}): resident, shared, MiB": sum(resident) / (1 << 20)}
 
 

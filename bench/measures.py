@@ -15,7 +15,7 @@ from bench.vch_endpoint import Vch
 def _template(endpoint: Endpoint) -> Iterator[Sampler]:
     def sample() -> Sample:
         assert isinstance(endpoint, Vch)
-        made = [one["made_in_s"] for one in endpoint.status().get("templates", ())]
+        made = [one.made_in_ns / 1e9 for one in endpoint.templates()]
         if not made:
             raise SampleError("it has no template")
         return Sample(max(made))

@@ -13,13 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 
 from bench.endpoints import Endpoint, EndpointError
+from portlayer.v1 import system_pb2, system_pb2_grpc
+from portlayer.v1.system_pb2 import Template
 
 _READY_SECONDS = 180.0
 _REFILL_SECONDS = 10.0
-_POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 10.0
+_POLL_SECONDS = 0.1
 # What `vch up` has without --pool.
 _POOL = 4
 # A cold boot takes seconds under emulation, and its median needs no more.
@@ -32,12 +36,20 @@ class Vch(Endpoint):
     """A VCH whose state is all in `state_dir`."""
 
     state_dir: Path = Path()
+    # unix://PATH of its gRPC API, which `vch status` reads too: asking there starts no process.
+    grpc_address: str = ""
     # Clones that waited in its pool when that was full.
     pool: int = 0
 
-    def status(self) -> dict[str, Any]:
-        """What `vch status --json` says. Raises EndpointError when it does not serve."""
-        return _status(self.state_dir)
+    def templates(self) -> list[Template]:
+        """What its containers are cloned from. Raises EndpointError when it does not say."""
+        with grpc.insecure_channel(self.grpc_address.replace("unix://", "unix:", 1)) as channel:
+            try:
+                stub = system_pb2_grpc.SystemServiceStub(channel)
+                answer = stub.ListTemplates(system_pb2.ListTemplatesRequest(), timeout=_ANSWER_SECONDS)
+            except grpc.RpcError as error:
+                raise EndpointError(f"{self.name} does not list its templates: {error}") from error
+        return list(answer.templates)
 
     def processes_of(self, container: str) -> list[psutil.Process]:
         machine = self.state_dir / "machines" / container
@@ -45,7 +57,7 @@ class Vch(Endpoint):
 
     def processes_by_kind(self) -> dict[str, list[psutil.Process]]:
         """All its processes: its parts by their names, and the QEMU of containers and of others."""
-        kinds = {name: [psutil.Process(pid)] for name, pid in self.status()["pids"].items()}
+        kinds = {name: [psutil.Process(pid)] for name, pid in _status(self.state_dir)["pids"].items()}
         machines = self.state_dir / "machines"
         of_containers = _working_in(lambda directory: directory.is_relative_to(machines))
         of_others = _working_in(lambda directory: directory.is_relative_to(self.state_dir))
@@ -58,7 +70,7 @@ class Vch(Endpoint):
 
     def settle(self) -> None:
         if self.pool:
-            _wait(lambda: _pooled(self.status()) >= self.pool, _REFILL_SECONDS)
+            _wait(lambda: _pooled(self.templates()) >= self.pool, _REFILL_SECONDS)
 
 
 def is_qemu(process: psutil.Process) -> bool:
@@ -74,8 +86,8 @@ def pooled(scratch: Path, guest_image: Path) -> Iterator[Endpoint]:
     with _up("vch", scratch, guest_image) as endpoint:
         _wait_for_templates(endpoint)
         # Its memory is bounded too, so it may stay smaller: what it holds after its time is what is waited for later.
-        _wait(lambda: _pooled(endpoint.status()) >= _POOL, _REFILL_SECONDS)
-        yield replace(endpoint, pool=_pooled(endpoint.status()))
+        _wait(lambda: _pooled(endpoint.templates()) >= _POOL, _REFILL_SECONDS)
+        yield replace(endpoint, pool=_pooled(endpoint.templates()))
 
 
 @contextmanager
@@ -101,26 +113,27 @@ def _up(name: str, scratch: Path, guest_image: Path, *options: str) -> Iterator[
         _run(*_PROGRAM, "up", "--detach", "--state-dir", str(state), "--guest-image", str(guest_image), *options)
         status = _status(state)
         words = [status["driver"], status["driver_status"].get("Accelerator reason", ""), " ".join(options)]
-        yield Vch(name, ", ".join(filter(None, words)), status["docker_host"], scratch, state_dir=state)
+        description = ", ".join(filter(None, words))
+        yield Vch(name, description, status["docker_host"], scratch, state_dir=state, grpc_address=status["grpc"])
     finally:
         _run(*_PROGRAM, "down", "--force", "--state-dir", str(state))
 
 
 def _wait_for_templates(endpoint: Vch) -> None:
     """Raises EndpointError when there is none, or one that is not ready."""
-    _wait(lambda: _templates_ready(endpoint.status()), _READY_SECONDS)
-    status = endpoint.status()
-    if not _templates_ready(status):
-        raise EndpointError(f"no template after {_READY_SECONDS:.0f} s: {status.get('templates')}")
+    _wait(lambda: _all_ready(endpoint.templates()), _READY_SECONDS)
+    templates = endpoint.templates()
+    if not _all_ready(templates):
+        words = ", ".join(f"{Template.State.Name(one.state)} {one.error}" for one in templates) or "none"
+        raise EndpointError(f"no template is ready after {_READY_SECONDS:.0f} s: {words}")
 
 
-def _templates_ready(status: dict[str, Any]) -> bool:
-    templates = status.get("templates", ())
-    return bool(templates) and all(one["state"] == "ready" for one in templates)
+def _all_ready(templates: list[Template]) -> bool:
+    return bool(templates) and all(one.state == Template.STATE_READY for one in templates)
 
 
-def _pooled(status: dict[str, Any]) -> int:
-    return sum(one["pooled"] for one in status.get("templates", ()))
+def _pooled(templates: list[Template]) -> int:
+    return sum(one.pooled for one in templates)
 
 
 def _status(state: Path) -> dict[str, Any]:
