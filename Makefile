@@ -8,6 +8,7 @@ GUEST_IMAGE := build/photon-image
 BUSYBOX := build/images/busybox.tar
 TOOLS := build/tools
 FUZZ_SECONDS ?= 60
+FIGURES := build/bench.json
 # The demonstration VCH of `make run`.
 RUN_STATE := build/run
 
@@ -15,7 +16,7 @@ RUN_STATE := build/run
 export PATH := $(PATH):$(CURDIR)/$(TOOLS)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto image run stop test test-fast lint fuzz fmt bench install clean
+.PHONY: help setup proto image run stop test test-fast lint fuzz fmt bench bench-plot install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,8 +65,11 @@ fmt: setup ## format the sources and mend what the linter can
 	@$(VENV)/bin/ruff check --quiet --fix .
 	@$(VENV)/bin/ruff format --quiet .
 
-bench: image $(BUSYBOX) $(TOOLS)/made ## measure, next to dockerd where it is installed
-	@$(PYTHON) -m bench --guest-image $(GUEST_IMAGE) --image $(BUSYBOX)
+bench: image $(BUSYBOX) $(TOOLS)/made ## measure, next to dockerd where it is installed (half an hour)
+	@$(PYTHON) -m bench --guest-image $(GUEST_IMAGE) --image $(BUSYBOX) --save $(FIGURES)
+
+bench-plot: setup ## draw docs/start-latency.svg from what `make bench` measured last
+	@$(PYTHON) -m bench.plot $(FIGURES) docs/start-latency.svg
 
 install: image ## put the programs on PATH (PREFIX=/usr/local, or ~/.local for a user)
 	@mkdir -p $(PREFIX)/bin
