@@ -43,6 +43,7 @@ def _mount_base() -> None:
         os.makedirs(target, exist_ok=True)
         linux.mount(source, target, source, flags)
     _mount_cgroups("/sys/fs/cgroup")
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)  # a stem is to see the disks that are mounted later
 
 
 def _mount_cgroups(target: str) -> None:

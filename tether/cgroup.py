@@ -19,12 +19,17 @@ class Group:
         self._root = root
         self.path = root / "container"
 
-    def create(self, request: tether_pb2.StartRequest) -> None:
-        """Makes the group and sets its limits; OSError when the kernel does not know one that is asked for."""
+    def create(self) -> None:
+        """Makes the group; no effect when it is there."""
+        if self.path.exists():
+            return
         available = (self._root / "cgroup.controllers").read_text().split()
         wanted = [f"+{name}" for name in _CONTROLLERS if name in available]
         (self._root / "cgroup.subtree_control").write_text(" ".join(wanted))
         self.path.mkdir(exist_ok=True)
+
+    def limit(self, request: tether_pb2.StartRequest) -> None:
+        """Sets the group's limits; OSError when the kernel does not know one that is asked for."""
         if request.memory_limit_bytes:
             (self.path / "memory.max").write_text(str(request.memory_limit_bytes))
         if request.cpu_limit_ns_per_s:

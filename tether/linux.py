@@ -10,6 +10,7 @@ import struct
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MS_SYNCHRONOUS, MS_REMOUNT, MS_NOATIME, MS_NODIRATIME = 0x10, 0x20, 0x400, 0x800
 MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 0x1000, 0x2000, 0x4000, 0x40000
+MS_SLAVE, MS_SHARED = 0x80000, 0x100000
 MS_RELATIME, MS_STRICTATIME = 0x200000, 0x1000000
 MNT_DETACH = 0x2
 
@@ -20,7 +21,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 8, 24, 38
 _RB_POWER_OFF = 0x4321FEDC
 _SYS_CAPSET, _SYS_PIVOT_ROOT, _SYS_FINIT_MODULE, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 126, 155, 313, 428, 429
-_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 4, -100
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD, _AT_RECURSIVE = 1, 4, -100, 0x8000
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -63,9 +64,10 @@ def unmount(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
-def open_tree(path: str) -> int:
-    """open_tree(2): a descriptor of a bind mount of `path` that is mounted nowhere yet."""
-    descriptor = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+def open_tree(path: str, *, recursive: bool = False) -> int:
+    """open_tree(2): a descriptor of a bind mount of `path`, or of all mounts there, that is mounted nowhere yet."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    descriptor = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
     _check(descriptor, path)
     return int(descriptor)
 

@@ -92,20 +92,22 @@ class Launched:
     stdio: Stdio
 
 
-def launch(spec: tether_pb2.ProcessSpec, enter: Callable[[], None], hostname: str) -> Launched:
-    """Forks, lets the child `enter` its namespaces, and executes; LaunchError or OSError when any step fails.
+# Has a child become the program: given its ends of the streams, and of the pipe for its report, returns its pid.
+Begin = Callable[[list[int], int], int]
+
+
+def launch(spec: tether_pb2.ProcessSpec, begin: Begin) -> Launched:
+    """Makes the streams and has a child begin; LaunchError or OSError when any step up to its execve fails.
 
     With a terminal the child opens it inside the container and sends it back, since that is where its devpts is.
     """
     ours, theirs = _socket_pair() if spec.terminal else _pipes(spec.stdin)
     report, their_report = os.pipe()
     try:
-        pid = os.fork()
+        pid = begin(theirs, their_report)
     except OSError:
         _close([*ours, *theirs, report, their_report])
         raise
-    if pid == 0:
-        _child(spec, enter, hostname, theirs, their_report)
     _close([*theirs, their_report])
     try:
         _await_exec(report)
@@ -117,6 +119,19 @@ def launch(spec: tether_pb2.ProcessSpec, enter: Callable[[], None], hostname: st
         raise
     finally:
         os.close(report)
+
+
+def forked(spec: tether_pb2.ProcessSpec, enter: Callable[[], None], hostname: str) -> Begin:
+    """A fork of the agent, which enters its namespaces by `enter`."""
+
+    def begin(descriptors: list[int], report: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            let_go()
+            become(spec, enter, hostname, descriptors, report)
+        return pid
+
+    return begin
 
 
 def _close(descriptors: list[int]) -> None:
@@ -185,14 +200,23 @@ def _await_exec(report: int) -> None:
 # --- in the child
 
 
-def _child(
+def let_go() -> None:
+    """In a child of the agent that is to become something else.
+
+    Until it is the program, it holds what is the agent's: processes of the container must not reach into it.
+    """
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def become(
     spec: tether_pb2.ProcessSpec, enter: Callable[[], None], hostname: str, descriptors: list[int], report: int
 ) -> NoReturn:
     """Becomes the program or reports why not."""
     try:
-        # Until it is the program, it holds what is the agent's: processes of the container must not reach into it.
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
-        _reset_signals()
         _guard(enter)
         os.setsid()
         if spec.terminal:
@@ -214,13 +238,6 @@ def _guard(step: Callable[[], None]) -> None:
         step()
     except OSError as error:
         raise LaunchError(Step.SETUP, error.errno or 0, f"preparing the container: {error}") from error
-
-
-def _reset_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _open_terminal(size: tether_pb2.WindowSize, channel: int) -> None:

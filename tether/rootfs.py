@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from tether import linux
@@ -25,6 +26,7 @@ ROOT = f"{BASE}/root"
 IMAGE = f"{BASE}/image"
 WRITABLE = f"{BASE}/rw"
 _ETC = f"{BASE}/etc"
+_STAGE = f"{BASE}/stage"
 _ETC_FILES = ("hosts", "hostname", "resolv.conf")
 INIT_PROGRAM = "/sbin/docker-init"
 _MACHINE_ID = "/etc/machine-id"
@@ -159,7 +161,32 @@ def _write_etc(request: tether_pb2.StartRequest) -> None:
         Path(_ETC, file).write_text("".join(f"{line}\n" for line in lines))
 
 
-def enter(request: tether_pb2.StartRequest) -> None:
+@dataclass(frozen=True)
+class Prepared:
+    """Mounts of the kernel's file systems that are mounted nowhere yet, by where they belong."""
+
+    mounts: dict[str, int]
+
+
+def prepare() -> Prepared:
+    """Makes what every container without privileges finds at /proc, /sys and /dev, in the namespaces it will have."""
+    os.makedirs(_STAGE, exist_ok=True)
+    linux.mount("tmpfs", _STAGE, "tmpfs", _SECURE & ~linux.MS_NODEV)
+    _mount_kernel(_STAGE, privileged=False, shm_size=0)
+    _hide(_STAGE)
+    return Prepared({path: linux.open_tree(f"{_STAGE}{path}", recursive=True) for path in ("/proc", "/sys", "/dev")})
+
+
+def first_process(request: tether_pb2.StartRequest) -> tether_pb2.ProcessSpec:
+    """The process of a start, behind the small init where one is asked for."""
+    spec = tether_pb2.ProcessSpec()
+    spec.CopyFrom(request.process)
+    if request.init_process:
+        spec.args[:0] = [INIT_PROGRAM, "--"]
+    return spec
+
+
+def enter(request: tether_pb2.StartRequest, prepared: Prepared | None = None) -> None:
     """Makes ROOT the root of this process, which has its own mount namespace, and mounts what belongs into it."""
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
     files = {f"/etc/{name}": linux.open_tree(f"{_ETC}/{name}") for name in _ETC_FILES}
@@ -171,10 +198,12 @@ def enter(request: tether_pb2.StartRequest) -> None:
     linux.pivot_root(".", ".")
     linux.unmount(".", linux.MNT_DETACH)  # the old root, which now lies upon the new one
     os.chdir("/")
-    _mount("proc", "/proc", "proc", _SECURE)
-    _mount("sysfs", "/sys", "sysfs", _SECURE | (0 if request.privileged else linux.MS_RDONLY))
-    _mount("cgroup", "/sys/fs/cgroup", "cgroup2", _SECURE | (0 if request.privileged else linux.MS_RDONLY))
-    _populate_dev(request.shm_size_bytes or 64 << 20)
+    if prepared is None:
+        _mount_kernel("", request.privileged, request.shm_size_bytes)
+    else:
+        for path, mount in prepared.mounts.items():
+            linux.move_mount(mount, _directory(path))
+            os.close(mount)
     for tmpfs in sorted(request.tmpfs, key=lambda tmpfs: tmpfs.target.rstrip("/").count("/")):
         _mount_tmpfs(tmpfs)
     for target, file in files.items():
@@ -186,20 +215,33 @@ def enter(request: tether_pb2.StartRequest) -> None:
     # cannot be, entering it says why.
     with suppress(OSError):
         os.makedirs(os.path.realpath(request.process.working_dir or "/"), exist_ok=True)
-    if not request.privileged:
-        _hide()
+    if prepared is None and not request.privileged:
+        _hide("")
     if request.read_only_root:
         linux.mount("", "/", "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
+
+
+def _mount_kernel(root: str, privileged: bool, shm_size: int) -> None:
+    """The kernel's own file systems, below `root`."""
+    read_only = 0 if privileged else linux.MS_RDONLY
+    _mount("proc", f"{root}/proc", "proc", _SECURE)
+    _mount("sysfs", f"{root}/sys", "sysfs", _SECURE | read_only)
+    _mount("cgroup", f"{root}/sys/fs/cgroup", "cgroup2", _SECURE | read_only)
+    _populate_dev(f"{root}/dev", shm_size or 64 << 20)
 
 
 # Paths of the image may be links, even dangling ones: they are followed, and what is missing at their end is made.
 # realpath also takes the magic links of /proc for what they say rather than for where they lead.
 
 
-def _mount(source: str, target: str, filesystem: str, flags: int, data: str = "") -> None:
+def _directory(target: str) -> str:
     target = os.path.realpath(target)
     os.makedirs(target, exist_ok=True)
-    linux.mount(source, target, filesystem, flags, data)
+    return target
+
+
+def _mount(source: str, target: str, filesystem: str, flags: int, data: str = "") -> None:
+    linux.mount(source, _directory(target), filesystem, flags, data)
 
 
 def _mount_tmpfs(tmpfs: tether_pb2.Tmpfs) -> None:
@@ -220,17 +262,17 @@ def _touch(path: str) -> str:
     return path
 
 
-def _populate_dev(shm_size: int) -> None:
-    _mount("tmpfs", "/dev", "tmpfs", linux.MS_NOSUID | linux.MS_STRICTATIME, "mode=755,size=65536k")
+def _populate_dev(dev: str, shm_size: int) -> None:
+    _mount("tmpfs", dev, "tmpfs", linux.MS_NOSUID | linux.MS_STRICTATIME, "mode=755,size=65536k")
     for name, (major, minor) in _DEVICES.items():
-        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        os.chmod(f"/dev/{name}", 0o666)
+        os.mknod(f"{dev}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        os.chmod(f"{dev}/{name}", 0o666)
     for name, target in _LINKS.items():
-        os.symlink(target, f"/dev/{name}")
+        os.symlink(target, f"{dev}/{name}")
     pts = "newinstance,ptmxmode=0666,mode=0620,gid=5"
-    _mount("devpts", "/dev/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, pts)
-    _mount("shm", "/dev/shm", "tmpfs", _SECURE, f"mode=1777,size={shm_size}")
-    _mount("mqueue", "/dev/mqueue", "mqueue", _SECURE)
+    _mount("devpts", f"{dev}/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, pts)
+    _mount("shm", f"{dev}/shm", "tmpfs", _SECURE, f"mode=1777,size={shm_size}")
+    _mount("mqueue", f"{dev}/mqueue", "mqueue", _SECURE)
 
 
 def _write_sysctls(sysctls: dict[str, str]) -> None:
@@ -241,14 +283,14 @@ def _write_sysctls(sysctls: dict[str, str]) -> None:
             raise LaunchError(Step.SETUP, error.errno or 0, f"setting sysctl {name}={value}: {error}") from error
 
 
-def _hide() -> None:
-    """Masks and protects the same paths of /proc and /sys as Docker does."""
-    for path in _MASKED:
+def _hide(root: str) -> None:
+    """Masks and protects the same paths of /proc and /sys as Docker does, below `root`."""
+    for path in (f"{root}{masked}" for masked in _MASKED):
         if os.path.isdir(path):
             linux.mount("tmpfs", path, "tmpfs", linux.MS_RDONLY, "size=0k")
         elif os.path.exists(path):
-            linux.mount("/dev/null", path, "", linux.MS_BIND)
-    for path in _READ_ONLY:
+            linux.mount(f"{root}/dev/null", path, "", linux.MS_BIND)
+    for path in (f"{root}{protected}" for protected in _READ_ONLY):
         if os.path.exists(path):
             linux.mount(path, path, "", linux.MS_BIND | linux.MS_REC)
             linux.mount("", path, "", linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | _SECURE)

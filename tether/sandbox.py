@@ -9,18 +9,18 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from tether import linux, rootfs, usage, users
 from tether.cgroup import Group
 from tether.launch import LaunchError, Step
-from tether.process import Launched, launch
+from tether.process import Launched, forked, launch
+from tether.stem import NAMESPACES, Stem, fits, grow
 from tether.v1 import tether_pb2
 
-_NAMESPACES = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
 _KINDS = (
     ("ipc", linux.CLONE_NEWIPC),
     ("uts", linux.CLONE_NEWUTS),
@@ -36,6 +36,7 @@ class Sandbox:
     def __init__(self, group: Group, mount_disks: Callable[[tether_pb2.StartRequest], None]) -> None:
         self._group = group
         self._mount_disks = mount_disks
+        self._stem: Stem | None = None
 
     def start(self, request: tether_pb2.StartRequest) -> Launched:
         """Personalises the VM and launches the first process, process 1 of a PID namespace of its own."""
@@ -47,20 +48,18 @@ class Sandbox:
         _loopback_up()
         rootfs.assemble(request, self._mount_disks)
         try:
-            self._group.create(request)
+            self._group.create()
+            self._group.limit(request)
         except OSError as error:
             raise LaunchError(Step.SETUP, error.errno or 0, f"setting the container's limits: {error}") from error
-        spec = tether_pb2.ProcessSpec()
-        spec.CopyFrom(request.process)
-        if request.init_process:
-            spec.args[:0] = [rootfs.INIT_PROGRAM, "--"]
-        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            linux.unshare(linux.CLONE_NEWPID)
-            return launch(spec, partial(_enter_new, self._group, request), request.hostname)
-        finally:
-            linux.setns(own, linux.CLONE_NEWPID)
-            os.close(own)
+        stem, self._stem = self._stem, None
+        if stem is not None and fits(request):
+            return launch(request.process, partial(stem.begin, request))
+        if stem is not None:
+            stem.drop()
+        spec = rootfs.first_process(request)
+        with _new_pid_namespace():
+            return launch(spec, forked(spec, partial(_enter_new, self._group, request), request.hostname))
 
     def execute(self, spec: tether_pb2.ProcessSpec, init: int, hostname: str) -> Launched:
         """Launches a further process in the namespaces of the first."""
@@ -71,7 +70,7 @@ class Sandbox:
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
             linux.setns(target, linux.CLONE_NEWPID)
-            return launch(spec, partial(_join, self._group, init), hostname)
+            return launch(spec, forked(spec, partial(_join, self._group, init), hostname))
         finally:
             linux.setns(own, linux.CLONE_NEWPID)
             os.close(target)
@@ -120,10 +119,15 @@ class Sandbox:
         rootfs.disassemble()
 
     def reset(self) -> None:
-        """Undoes a start. Raises OSError when a disk stays in use."""
+        """Undoes a start, and prepares the next one as far as that goes. Raises OSError when a disk stays in use."""
+        if self._stem is not None:
+            self._stem.drop()
         self._end_all()
         rootfs.forget()
         self._group.remove()
+        self._group.create()
+        with _new_pid_namespace():
+            self._stem = grow(self._group)
 
     def _end_all(self) -> None:
         with suppress(OSError):  # there is no group if nothing was ever started
@@ -131,6 +135,18 @@ class Sandbox:
         with suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
+
+
+@contextmanager
+def _new_pid_namespace() -> Iterator[None]:
+    """The next child is process 1 of a PID namespace of its own."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux.unshare(linux.CLONE_NEWPID)
+        yield
+    finally:
+        linux.setns(own, linux.CLONE_NEWPID)
+        os.close(own)
 
 
 def _parse_names(text: bytes) -> dict[int, str]:
@@ -144,7 +160,7 @@ def _parse_names(text: bytes) -> dict[int, str]:
 
 def _enter_new(group: Group, request: tether_pb2.StartRequest) -> None:
     group.join()
-    linux.unshare(_NAMESPACES)
+    linux.unshare(NAMESPACES)
     if request.domainname:
         Path("/proc/sys/kernel/domainname").write_text(request.domainname)
     rootfs.enter(request)

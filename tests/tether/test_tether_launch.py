@@ -9,7 +9,7 @@ import pytest
 from tether.launch import LaunchError, Step
 from tether.linux import MS_NODEV, MS_NOEXEC, MS_RDONLY
 from tether.mounts import TMPFS_DEFAULT, parse_tmpfs_options
-from tether.process import Launched, launch
+from tether.process import Launched, forked, launch
 from tether.v1 import tether_pb2
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent is root")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the agent is root")
 
 def _launch(*args: str, **fields: object) -> Launched:
     spec = tether_pb2.ProcessSpec(args=args, working_dir="/", **fields)  # type: ignore[arg-type]
-    return launch(spec, lambda: None, "box")
+    return launch(spec, forked(spec, lambda: None, "box"))
 
 
 def _output(process: Launched) -> tuple[bytes, int]:

@@ -98,6 +98,7 @@ def _write(changes: dict[str, object]) -> None:
 def serve(listener: socket.socket, changes: dict[str, object]) -> None:
     """What tether's own main does."""
     linux.mount("proc", "/proc", "proc")
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)
     _mount_private("cgroup2", str(CGROUPS))
     loop = Loop()
 
