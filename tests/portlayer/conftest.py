@@ -13,6 +13,7 @@ from fake_driver import FakeDriver
 from portlayer.errors import NotFoundError
 from portlayer.events import EventHub
 from portlayer.execution import Container, Manager
+from portlayer.instantclone import InstantClones
 from portlayer.services import network
 from portlayer.storage.image_config import HealthCheck
 from portlayer.v1 import types_pb2
@@ -53,6 +54,7 @@ class Host:
         self.root = root
         self.driver = FakeDriver(root / "machines")
         self.events = EventHub(root / "events.jsonl")
+        self.clones = InstantClones(None, (1 << 30, 1), 0, 0, self.events.emit)
         self.manager = self._manager()
 
     def _manager(self) -> Manager:
@@ -60,6 +62,7 @@ class Host:
             self.driver,
             FakeImages(),
             self.events,
+            self.clones,
             check_network=network.check,
             default_memory_bytes=1 << 30,
             default_cpus=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ async def test_found_waited_for_and_ended(directory: Path) -> None:
             waits = [group.create_task(process.wait_ended(pidfd)) for _ in range(3)]
             group.create_task(process.end(pidfd))
         assert all(wait.done() for wait in waits)
-    assert not process.is_running(directory, MACHINE)
+    assert not process.is_running(directory)
 
 
 async def test_one_that_ignores_the_request_is_killed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,43 +80,76 @@ async def test_cancelled_wait_leaves_no_descriptor(directory: Path) -> None:
             async with asyncio.timeout(0.01):
                 await process.wait_ended(pidfd)
     assert len(os.listdir("/proc/self/fd")) == before
-    assert process.is_running(directory, MACHINE)
+    assert process.is_running(directory)
 
 
 async def test_other_process_with_the_same_pid_is_left_alone(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (tmp_path / "qemu.pid").write_text(str(stranger.pid))
         try:
-            assert not process.is_running(tmp_path, MACHINE)
+            assert not process.is_running(tmp_path)
         finally:
             stranger.kill()
 
 
-async def test_other_machine_is_not_this_one(directory: Path) -> None:
+async def test_other_machine_is_not_this_one(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A guest's process that works elsewhere: the pid file alone proves nothing."""
     await start(directory)
-    assert not process.is_running(directory, "cd" * 32)
+    other = tmp_path_factory.mktemp("other")
+    shutil.copy(directory / "qemu.pid", other)
+    assert process.is_running(directory)
+    assert not process.is_running(other)
+    assert process.command_line(other) is None
+
+
+async def test_found_again_after_its_directory_was_renamed(tmp_path: Path) -> None:
+    """A clone becomes a container's by one rename."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    await start(before)
+    before.rename(after)
+    assert not process.is_running(before)
+    with process.running(after) as pidfd:
+        assert pidfd is not None
+        await process.end(pidfd)
+    assert not process.is_running(after)
+
+
+async def test_what_works_below_a_directory_ends(tmp_path: Path) -> None:
+    """Whatever it is and however deep it works, but nothing beside it."""
+    root, beside = tmp_path / "root", tmp_path / "root-beside"
+    (root / "deep").mkdir(parents=True)
+    beside.mkdir()
+    await start(root / "deep")
+    (root / "deep" / "qemu.pid").unlink()
+    await start(beside)
+    await process.end_all_below(root)
+    await all_ended(root)
+    with process.running(beside) as pidfd:
+        assert pidfd is not None
+        await process.end(pidfd)
 
 
 @pytest.mark.parametrize("content", ["", "x", "-1", "0", "99999999", "1" * 100])
 def test_useless_pid_files(tmp_path: Path, content: str) -> None:
     (tmp_path / "qemu.pid").write_text(content)
-    assert not process.is_running(tmp_path, MACHINE)
+    assert not process.is_running(tmp_path)
 
 
 def test_no_pid_file(tmp_path: Path) -> None:
-    assert not process.is_running(tmp_path, MACHINE)
+    assert not process.is_running(tmp_path)
 
 
 async def test_command_line_of_a_running_machine_alone(directory: Path) -> None:
-    assert process.command_line(directory, MACHINE) is None
+    assert process.command_line(directory) is None
     await start(directory)
-    argv = process.command_line(directory, MACHINE)
+    argv = process.command_line(directory)
     assert argv is not None
     assert argv[argv.index("-name") + 1] == command.machine_name(MACHINE)
     with process.running(directory) as pidfd:
         assert pidfd is not None
         await process.end(pidfd)
-    assert process.command_line(directory, MACHINE) is None
+    assert process.command_line(directory) is None
 
 
 async def kept(file: Path, size: int) -> bytes:

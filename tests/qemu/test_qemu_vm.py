@@ -11,7 +11,7 @@ import pytest
 from qemu_machines import all_ended, make_spec
 
 from portlayer.drivers.base import Machine, MachineSpec, PowerState
-from portlayer.drivers.qemu import LocalDatastore, QemuDriver, command
+from portlayer.drivers.qemu import LocalDatastore, QemuDriver, command, instance
 from portlayer.drivers.qemu import machine as machines
 from portlayer.errors import ConflictError, DriverError
 
@@ -73,7 +73,7 @@ async def test_all_waiters_see_the_end(driver: QemuDriver) -> None:
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(machine.wait_off())
-        pid = int((machine.directory / command.PID_FILE).read_text())
+        pid = int((machine.directory / machines.PROCESS / command.PID_FILE).read_text())
         os.kill(pid, signal.SIGKILL)
     assert await machine.power_state() is PowerState.OFF
     await machine.power_on()  # in spite of the pid file that is left
@@ -133,7 +133,7 @@ async def test_cancelled_calls_leave_nothing_half_done(driver: QemuDriver) -> No
 async def test_console_is_bounded_without_anyone_looking(driver: QemuDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything beyond is dropped, the guest goes on, and the run before can still be read."""
     agent = pytest.importorskip("portlayer.agent")
-    monkeypatch.setattr(machines, "CONSOLE_LIMIT_BYTES", 7)
+    monkeypatch.setattr(instance, "CONSOLE_LIMIT_BYTES", 7)
     machine = await running(driver)
     assert machine.console_log is not None
     async with asyncio.timeout(60), agent.AgentClient(machine.open_channel) as client:
@@ -145,7 +145,7 @@ async def test_console_is_bounded_without_anyone_looking(driver: QemuDriver, mon
     first = machine.console_log.read_bytes()
     await machine.power_off()
     await machine.power_on()
-    assert (machine.directory / command.OLD_CONSOLE_LOG).read_bytes() == first
+    assert (machine.directory / machines.OLD_CONSOLE_LOG).read_bytes() == first
 
 
 async def test_info(driver: QemuDriver) -> None:
