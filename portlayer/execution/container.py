@@ -275,8 +275,9 @@ class Container:
                 ended = Ended(KILLED_EXIT_CODE)
             async with self._lock:
                 self._record_exit(ended)
-            await self._save_surely()
+            # One that is removed now needs neither: its agent knows how it ended until there is nothing left to know.
             if not self.spec.auto_remove:
+                await self._save_surely()
                 await run.settle()
         finally:
             await run.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from portlayer.drivers.base import Cloning, Machine, MachineSpec
 from portlayer.drivers.qemu import accelerator as accelerators
-from portlayer.drivers.qemu import command, vsock
+from portlayer.drivers.qemu import command, process, vsock
 from portlayer.drivers.qemu import guest_image as guest_images
 from portlayer.drivers.qemu.datastore import LocalDatastore
 from portlayer.drivers.qemu.disks import EmptyDisks
@@ -18,6 +19,7 @@ from portlayer.drivers.qemu.machine import QemuMachine, uninterrupted
 from portlayer.drivers.qemu.templates import QemuCloning
 from portlayer.errors import DriverError
 
+_log = logging.getLogger(__name__)
 _MEMORY_OF_PROOF = "accelerator.json"
 
 
@@ -36,6 +38,7 @@ class QemuDriver:
         self._inventory = Inventory(self._state_dir / "machines", empties)
         self._cloning = QemuCloning(self._state_dir, empties, self._host, self._template_identity)
         self._machines: dict[str, QemuMachine] = {}
+        self._clearing: set[asyncio.Task[None]] = set()
         self._qemu: accelerators.Qemu | None = None
         self._choice: accelerators.Choice | None = None
         self._channel = vsock.Choice(vsock.VIRTIO, "not chosen yet")
@@ -61,6 +64,7 @@ class QemuDriver:
         self._machines = {spec.id: self._machine(spec) for spec in specs}
 
     async def close(self) -> None:
+        await asyncio.gather(*self._clearing)
         for machine in self._machines.values():
             await machine.release()
         await self._cloning.close()
@@ -108,10 +112,29 @@ class QemuDriver:
         machine = self._machines.get(machine_id)
         if machine is None:
             return
-        await machine.power_off()
-        with os_errors(f"removing machine {machine_id}"):
-            await asyncio.to_thread(self._inventory.remove, machine_id)
+        pidfd = await machine.kill()
+        try:
+            with os_errors(f"removing machine {machine_id}"):
+                trash = await asyncio.to_thread(self._inventory.put_away, machine_id)
+        except BaseException:
+            if pidfd is not None:
+                await process.wait_gone(pidfd)
+            raise
         self._machines.pop(machine_id, None)
+        # It is gone for everybody; that its process and its files go too is nothing to wait for.
+        clearing = asyncio.create_task(self._clear(machine, pidfd, trash))
+        self._clearing.add(clearing)
+        clearing.add_done_callback(self._clearing.discard)
+
+    async def _clear(self, machine: QemuMachine, pidfd: int | None, trash: Path | None) -> None:
+        try:
+            if pidfd is not None:
+                await process.wait_gone(pidfd)
+            await machine.release()
+        except DriverError as error:
+            _log.error("machine %s: %s", machine.id, error)
+        if trash is not None:
+            await asyncio.to_thread(self._inventory.clear, trash)
 
     def _machine(self, spec: MachineSpec) -> QemuMachine:
         return QemuMachine(spec, self._inventory, self._datastore, self._host)

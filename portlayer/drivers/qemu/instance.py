@@ -107,6 +107,10 @@ class Instance:
                 await process.end(pidfd)
         await self.release()
 
+    def kill(self) -> int | None:
+        """Kills QEMU without a wait; see process.kill."""
+        return process.kill(self.directory)
+
     async def remove(self) -> None:
         """Ends QEMU and removes its directory."""
         await self.end()

@@ -94,18 +94,21 @@ class Inventory:
         except FileNotFoundError as error:
             raise NotFoundError(f"machine {machine_id} does not exist") from error
 
-    def remove(self, machine_id: str) -> None:
-        """No effect when it is gone. The caller has switched it off."""
-        # One rename, and nothing made: removing has to work on a full disk.
+    def put_away(self, machine_id: str) -> Path | None:
+        """From now on it does not exist; `clear` removes what this returns, and so does `open`. None when it is gone.
+
+        One rename, and nothing made: removing has to work on a full disk.
+        """
         trash = self._root / f"{_TRASH}{machine_id}-{secrets.token_hex(4)}"
         try:
             self.directory(machine_id).rename(trash)
         except FileNotFoundError:
-            return
-        try:
-            files.sync_directory(self._root)
-        finally:
-            shutil.rmtree(trash)
+            return None
+        files.sync_directory(self._root)
+        return trash
+
+    def clear(self, trash: Path) -> None:
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _read_spec(directory: Path) -> MachineSpec:

@@ -99,6 +99,11 @@ class QemuMachine:
             await self._instance.end()
             await self._drop_monitor()
 
+    async def kill(self) -> int | None:
+        """Cuts the power for good, without a wait; see process.kill. The caller removes the machine."""
+        async with self._lock:
+            return self._instance.kill()
+
     async def wait_off(self) -> None:
         await self._instance.wait_off()
 

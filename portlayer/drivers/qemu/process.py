@@ -154,6 +154,29 @@ async def end(pidfd: int) -> None:
     raise DriverError("QEMU does not die: the host keeps it in an uninterruptible wait")
 
 
+def kill(directory: Path) -> int | None:
+    """Kills the QEMU that works in `directory`, without a wait: a pidfd of it for `wait_gone`, None when there is none.
+
+    Nothing of what its guest has written is lost by that: it is with the host's kernel.
+    """
+    pidfd = _find(directory)
+    if pidfd is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    return pidfd
+
+
+async def wait_gone(pidfd: int) -> None:
+    """Returns when a process that was killed is gone, and closes the pidfd. Raises DriverError when it does not die."""
+    try:
+        async with asyncio.timeout(_KILL_SECONDS):
+            await wait_ended(pidfd)
+    except TimeoutError:
+        raise DriverError("QEMU does not die: the host keeps it in an uninterruptible wait") from None
+    finally:
+        os.close(pidfd)
+
+
 def _find(directory: Path) -> int | None:
     try:
         pid = int((directory / command.PID_FILE).read_text())
