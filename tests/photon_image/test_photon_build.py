@@ -9,11 +9,12 @@ import os
 import time
 from pathlib import Path
 
-import build
 import cpio
 import pytest
 from errors import BuildError
 from sources import AptSource
+
+import build
 
 pytestmark = pytest.mark.slow  # five builds
 

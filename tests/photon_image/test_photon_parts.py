@@ -6,13 +6,14 @@ import lzma
 from collections.abc import Sequence
 from pathlib import Path
 
-import build
 import globs
 import pytest
 from declaration import Declaration, Package, read
 from errors import BuildError
 from kernel import Kernel
 from sources import ResolvedPackage
+
+import build
 
 DECLARED = Path(build.__file__).parent / "packages.toml"
 

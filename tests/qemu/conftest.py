@@ -28,8 +28,9 @@ def guest_image() -> Path:
     """The image as `make` builds it; renewed here when the agent has changed."""
     sys.path.insert(0, str(REPOSITORY / "photon-image"))
     try:
-        import build
         from sources import AptSource
+
+        import build
     finally:
         sys.path.pop(0)
     cache = GUEST_IMAGE.parent / "photon-image-cache"
