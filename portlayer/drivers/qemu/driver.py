@@ -15,8 +15,9 @@ from portlayer.drivers.qemu.datastore import LocalDatastore
 from portlayer.drivers.qemu.disks import EmptyDisks
 from portlayer.drivers.qemu.failures import os_errors
 from portlayer.drivers.qemu.inventory import Inventory
-from portlayer.drivers.qemu.machine import QemuMachine, uninterrupted
+from portlayer.drivers.qemu.machine import QemuMachine
 from portlayer.drivers.qemu.templates import QemuCloning
+from portlayer.drivers.qemu.uninterrupted import uninterrupted
 from portlayer.errors import DriverError
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class QemuDriver:
     async def open(self) -> None:
         image = guest_images.read(self._image_directory)
         with os_errors(f"opening {self._state_dir}"):
+            for path in await asyncio.to_thread(self._inventory.rubbish):
+                await process.end_all_below(path)
             await asyncio.to_thread(self._inventory.open)
             self._qemu = await accelerators.inspect_qemu()
             memory = self._state_dir / _MEMORY_OF_PROOF

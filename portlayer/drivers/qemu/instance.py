@@ -16,6 +16,7 @@ from pathlib import Path
 from portlayer.drivers.qemu import command, files, process, vsock
 from portlayer.drivers.qemu.failures import os_errors, qemu_failure
 from portlayer.drivers.qemu.qmp import DiskProblem, Monitor
+from portlayer.drivers.qemu.uninterrupted import uninterrupted
 from portlayer.errors import DriverError
 
 CONSOLE_LIMIT_BYTES = 4 << 20
@@ -45,8 +46,12 @@ class Instance:
     async def start(self, argv: Argv, *, inherited: Sequence[int] = (), channel: str = vsock.VIRTIO) -> None:
         """Makes the directory, starts QEMU there and waits until it answers: what it objects to is told here.
 
-        `inherited` are descriptors that QEMU gets. On failure no process is left.
+        `inherited` are descriptors that QEMU gets. On failure no process is left. A caller that is cancelled waits: a
+        QEMU that has not written its pid file yet would not be found.
         """
+        await uninterrupted(self._start(argv, inherited, channel))
+
+    async def _start(self, argv: Argv, inherited: Sequence[int], channel: str) -> None:
         action = f"starting {self._what}"
         log = self.directory / command.LOG_FILE
         with os_errors(action), contextlib.ExitStack() as stack:
@@ -112,8 +117,9 @@ class Instance:
         return process.kill(self.directory)
 
     async def remove(self) -> None:
-        """Ends QEMU and removes its directory."""
+        """Ends QEMU, and whatever else works in its directory, and removes that."""
         await self.end()
+        await process.end_all_below(self.directory)
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     def hand_over(self, target: Path, on_problem: Callable[[DiskProblem], None]) -> Instance:

@@ -44,9 +44,12 @@ class Inventory:
     def open(self) -> None:
         """Removes what a crash left half made or half removed."""
         self._root.mkdir(parents=True, exist_ok=True)
-        for path in self._root.iterdir():
-            if path.name.startswith((_NEW, _TRASH)):
-                shutil.rmtree(path)
+        for path in self.rubbish():
+            shutil.rmtree(path)
+
+    def rubbish(self) -> list[Path]:
+        """What `open` will remove; the caller has ended what still works there."""
+        return [path for name in (_NEW, _TRASH) for path in self._root.glob(f"{name}*")]
 
     def directory(self, machine_id: str) -> Path:
         return self._root / machine_id

@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TypeVar
 
 from portlayer.drivers.base import Clone, MachineSpec, PowerState
 from portlayer.drivers.qemu import command
@@ -23,13 +22,13 @@ from portlayer.drivers.qemu.instance import Instance
 from portlayer.drivers.qemu.inventory import WRITABLE_DISK, Inventory
 from portlayer.drivers.qemu.qmp import DiskProblem, Monitor
 from portlayer.drivers.qemu.stall import Stall
+from portlayer.drivers.qemu.uninterrupted import uninterrupted
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
 # The directory of the process, within the machine's own, and what is kept of the run before.
 PROCESS = "vm"
 OLD_CONSOLE_LOG = "console.log.1"
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 class QemuMachine:
@@ -204,15 +203,3 @@ class QemuMachine:
             if self._instance.is_running and await (monitor := await self._instance.control()).stalled():
                 await monitor.resume()
                 _log.warning("machine %s: the disk has space again, the guest goes on", self.id)
-
-
-async def uninterrupted(work: Coroutine[None, None, _T]) -> _T:
-    """Runs `work` to its end even when the caller is cancelled, so that nothing is left half done."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("after a cancelled call: %s", error)
-        raise
