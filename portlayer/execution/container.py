@@ -199,6 +199,7 @@ class Container:
         await self._save()
         self._begin(run)
         self.emit("start", _words(run))
+        _log.info("container %s started: %s, in ms: %s", self.id[:12], _method(run), _phases(run))
 
     async def _powered_on(self) -> Run:
         """The machine in a clone, where there is one for it and nothing goes wrong with it; else booted."""
@@ -738,5 +739,13 @@ class Container:
 def _words(run: Run) -> dict[str, str]:
     """How it was started, for its event."""
     took = sum(run.phases_ns.values()) / 1e6
-    method = types_pb2.StartMethod.Name(run.method).removeprefix("START_METHOD_").lower().replace("_", "-")
-    return {"startMethod": method, "startMilliseconds": f"{took:.1f}"}
+    return {"startMethod": _method(run), "startMilliseconds": f"{took:.1f}"}
+
+
+def _method(run: Run) -> str:
+    return types_pb2.StartMethod.Name(run.method).removeprefix("START_METHOD_").lower().replace("_", "-")
+
+
+def _phases(run: Run) -> str:
+    """For the log: each phase in milliseconds."""
+    return ", ".join(f"{name} {spent / 1e6:.0f}" for name, spent in run.phases_ns.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,6 +11,9 @@ from tether_host import Agent, MakeAgent, spec, start_request, take, wait_for
 
 from portlayer.agent import AgentClient
 from portlayer.agent.errors import FAILED_PRECONDITION, NOT_FOUND, AgentRpcError
+from tether import linux
+from tether.cgroup import Group
+from tether.sandbox import Sandbox
 from tether.v1 import tether_pb2 as pb
 
 # Names, mounts with their options, devices, what is masked; the last word is how one knows that all is there.
@@ -74,6 +78,20 @@ async def test_reset_leaves_nothing_of_a_rehearsal(agent: Agent) -> None:
         await client.start(start_request(spec("sh", "-c", "cat /root/secret; exit 4")))
         taken = await take(client.follow("init", 0), record=True)
         assert (taken.stdout, taken.exited.exit_code) == (b"", 4)
+
+
+def test_a_start_is_refused_when_the_generator_cannot_be_reseeded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(_: bytes) -> None:
+        raise PermissionError("RNDRESEEDCRNG")
+
+    def mount_disks(_: pb.StartRequest) -> None:
+        raise AssertionError("nothing of the container is touched")
+
+    monkeypatch.setattr(linux, "reseed", refuse)
+    with pytest.raises(PermissionError):
+        Sandbox(Group(tmp_path), mount_disks).start(start_request(spec("true")))
 
 
 async def test_every_life_has_its_own_boot_id(agent: Agent) -> None:
