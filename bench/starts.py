@@ -87,7 +87,7 @@ def _attempt(endpoint: Endpoint, arguments: tuple[str, ...], failures: list[str]
 
 RUN = Measure("run", "docker run --rm busybox true", "s", _run, starts=True)
 RUN_NO_NETWORK = Measure(
-    "run-no-network", "the same, --network none", "s", _run_no_network, _FLAVOURS, many=True, starts=True
+    "run-no-network", "docker run --rm --network none", "s", _run_no_network, _FLAVOURS, many=True, starts=True
 )
 API_START = Measure("api-start", "API call to first output", "ms", _api_start, _FLAVOURS, many=True, starts=True)
 PARALLEL = Measure("parallel", f"{_AT_ONCE} docker run -d at once", "s", _parallel, most_runs=3, starts=True)

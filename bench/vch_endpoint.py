@@ -121,15 +121,17 @@ def _up(name: str, scratch: Path, guest_image: Path, *options: str) -> Iterator[
 
 def _wait_for_templates(endpoint: Vch) -> None:
     """Raises EndpointError when there is none, or one that is not ready."""
-    _wait(lambda: _all_ready(endpoint.templates()), _READY_SECONDS)
+    _wait(lambda: _all(endpoint.templates(), Template.STATE_READY, Template.STATE_FAILED), _READY_SECONDS)
     templates = endpoint.templates()
-    if not _all_ready(templates):
-        words = ", ".join(f"{Template.State.Name(one.state)} {one.error}" for one in templates) or "none"
-        raise EndpointError(f"no template is ready after {_READY_SECONDS:.0f} s: {words}")
+    if not _all(templates, Template.STATE_READY):
+        words = (
+            ", ".join(f"{Template.State.Name(one.state)} {one.error}".strip() for one in templates) or "there is none"
+        )
+        raise EndpointError(f"its template is not ready: {words}")
 
 
-def _all_ready(templates: list[Template]) -> bool:
-    return bool(templates) and all(one.state == Template.STATE_READY for one in templates)
+def _all(templates: list[Template], *states: Template.State.ValueType) -> bool:
+    return bool(templates) and all(one.state in states for one in templates)
 
 
 def _pooled(templates: list[Template]) -> int:
