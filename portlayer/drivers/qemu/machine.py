@@ -83,15 +83,15 @@ class QemuMachine:
                 return PowerState.OFF  # it ended while we asked
 
     async def power_on(self, clone: Clone | None = None) -> None:
-        async with self._lock:
-            try:
+        try:
+            async with self._lock:
                 if self._instance.is_running:
                     return
                 await self._drop_monitor()
                 await uninterrupted(self._boot() if clone is None else self._move_into(clone))
-            finally:
-                if clone is not None:
-                    await clone.discard()
+        finally:
+            if clone is not None:
+                await clone.discard()
 
     async def power_off(self) -> None:
         async with self._lock:

@@ -174,8 +174,8 @@ class QemuCloning:
             argv = self._argv(f"template-{key[:12]}", shape, memory, shared=True)
             await instance.start(argv, inherited=(memory.fd,))
         except BaseException:
+            await instance.remove()
             memory.close()
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
             raise
         return QemuParent(instance, shape, self._empties, keep, memory.close)
 
