@@ -21,6 +21,7 @@ from portlayer.errors import AlreadyExistsError, DriverError
 from portlayer.events import EventHub
 from portlayer.execution import Manager
 from portlayer.instantclone import InstantClones
+from portlayer.metrics import Metrics
 from portlayer.services import network
 from portlayer.services.events import EventsServicer
 from portlayer.services.execution import ExecutionServicer
@@ -61,6 +62,7 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
             await driver.open()
             stack.push_async_callback(driver.close)
             clones = _clones(settings, driver, events)
+            metrics = Metrics()
             manager = Manager(
                 driver,
                 store,
@@ -71,6 +73,7 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
                 default_cpus=settings.default_cpus,
                 available_cpus=os.cpu_count() or 1,
                 default_disk_bytes=settings.default_disk_bytes,
+                metrics=metrics,
             )
             await store.open()
             await manager.open()
@@ -84,7 +87,7 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
                 StorageServicer(store, manager.using_image, events.emit),
                 network.NetworkServicer(who.id, who.created_unix_ns),
                 EventsServicer(events),
-                SystemServicer(who, settings, driver, manager, clones, lambda: len(store.list())),
+                SystemServicer(who, settings, driver, manager, clones, metrics, lambda: len(store.list())),
             )
             await register(server, servicers)
             _listen(server, settings.grpc)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vch import client, launch, settings, state
+from vch import client, launch, settings, state, templates
 from vch.settings import Settings
 
 _NOT_UP = 3
@@ -162,7 +162,8 @@ def _facts(directory: Path) -> tuple[dict[str, Any], int]:
         "pids": {"vch": running.pid, **running.parts},
     }
     about = client.info(running.grpc)
-    if about is None:
+    made = None if about is None else client.templates(running.grpc)
+    if about is None or made is None:
         return facts | {"answers": False}, 1
     containers = {
         "running": about.containers_running,
@@ -170,6 +171,7 @@ def _facts(directory: Path) -> tuple[dict[str, Any], int]:
         "stopped": about.containers_stopped,
     }
     facts |= {"answers": True, "containers": containers, "images": about.images}
+    facts["templates"] = [templates.facts(one) for one in made]
     return facts | {"driver": about.driver, "driver_status": dict(about.driver_status)}, 0
 
 
@@ -179,6 +181,9 @@ def _show(facts: dict[str, Any]) -> None:
         if key == "driver_status":
             for what, words in sorted(value.items()):
                 click.echo(f"  {what + ':':<20} {words}")
+        elif key == "templates":
+            for number, one in enumerate(value):
+                click.echo(f"{'' if number else label:<15} {templates.line(one)}")
         elif isinstance(value, dict):
             click.echo(f"{label:<15} {', '.join(f'{one} {what}' for one, what in value.items())}")
         elif isinstance(value, list):

@@ -19,6 +19,16 @@ def info(address: str, timeout_s: float = 10.0) -> system_pb2.GetInfoResponse | 
             return None
 
 
+def templates(address: str, timeout_s: float = 10.0) -> list[system_pb2.Template] | None:
+    """The templates of instant clone; None when the port layer does not answer in time."""
+    with _channel(address) as channel:
+        stub = system_pb2_grpc.SystemServiceStub(channel)
+        try:
+            return list(stub.ListTemplates(system_pb2.ListTemplatesRequest(), timeout=timeout_s).templates)
+        except grpc.RpcError:
+            return None
+
+
 def remove_containers(address: str, timeout_s: float = _REMOVAL_SECONDS) -> list[str]:
     """Kills and removes every container, all at once; gives back their names. Raises VchError for what stays."""
     with _channel(address) as channel:

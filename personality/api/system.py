@@ -255,7 +255,14 @@ async def _writable_bytes(backend: Backend, container: types_pb2.Container) -> i
     return response.size_rw_bytes
 
 
+async def metrics(request: Request, backend: Backend) -> Reply:
+    """No endpoint of Docker's API: dockerd serves its own at this path of another address."""
+    response = await backend.system.GetMetrics(system_pb2.GetMetricsRequest())
+    return Reply(raw=response.text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
 ROUTES = [
+    Route("GET", "/metrics", metrics),
     Route("GET", "/system/df", disk_usage),
     Route("GET", "/_ping", ping),
     Route("GET", "/version", version),

@@ -38,6 +38,7 @@ from portlayer.execution.streams import OutputHub
 from portlayer.execution.tasks import Tasks
 from portlayer.execution.terminal import resize_terminal
 from portlayer.logs import Log
+from portlayer.metrics import Metrics
 from portlayer.v1 import record_pb2, types_pb2
 from tether.v1 import tether_pb2
 
@@ -68,6 +69,7 @@ class Host:
     events: EventHub
     tasks: Tasks
     clones: InstantClones
+    metrics: Metrics
 
 
 class Container:
@@ -198,6 +200,7 @@ class Container:
         self._note_how_it_started(run)
         await self._save()
         self._begin(run)
+        self._host.metrics.started(_method(run), run.phases_ns)
         self.emit("start", _words(run))
         _log.info("container %s started: %s, in ms: %s", self.id[:12], _method(run), _phases(run))
 
@@ -224,6 +227,7 @@ class Container:
         container.start_phases_ns.update(run.phases_ns)
 
     async def _launch_failed(self, error: PortLayerError) -> None:
+        self._host.metrics.start_failed()
         await self._let_go()
         with contextlib.suppress(PortLayerError):
             await self.machine.power_off()
@@ -736,14 +740,15 @@ class Container:
                 await asyncio.sleep(_SAVE_RETRY_S)
 
 
+def _method(run: Run) -> str:
+    """ "cold-boot", "clone" or "pooled"."""
+    return types_pb2.StartMethod.Name(run.method).removeprefix("START_METHOD_").lower().replace("_", "-")
+
+
 def _words(run: Run) -> dict[str, str]:
     """How it was started, for its event."""
     took = sum(run.phases_ns.values()) / 1e6
     return {"startMethod": _method(run), "startMilliseconds": f"{took:.1f}"}
-
-
-def _method(run: Run) -> str:
-    return types_pb2.StartMethod.Name(run.method).removeprefix("START_METHOD_").lower().replace("_", "-")
 
 
 def _phases(run: Run) -> str:

@@ -21,6 +21,7 @@ from portlayer.execution.exec_process import ExecProcess
 from portlayer.execution.process_spec import ImageConfig
 from portlayer.execution.sizes import Size, check_cpus, size_of
 from portlayer.execution.tasks import Tasks
+from portlayer.metrics import Metrics
 from portlayer.v1 import execution_pb2, record_pb2, types_pb2
 
 if TYPE_CHECKING:  # which needs this package
@@ -63,6 +64,7 @@ class Manager:
         default_cpus: int,
         default_disk_bytes: int,
         available_cpus: int,
+        metrics: Metrics,
     ) -> None:
         self._driver = driver
         self._images = images
@@ -72,7 +74,7 @@ class Manager:
         self._default_disk_bytes = default_disk_bytes
         self._available_cpus = available_cpus
         self._tasks = Tasks()
-        self._host = Host(driver, events, self._tasks, clones)
+        self._host = Host(driver, events, self._tasks, clones, metrics)
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}
         self._requests: dict[str, asyncio.Future[Container]] = {}

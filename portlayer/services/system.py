@@ -20,6 +20,7 @@ from portlayer.drivers.base import MachineDriver
 from portlayer.execution import Manager, states
 from portlayer.identity import Identity
 from portlayer.instantclone import InstantClones
+from portlayer.metrics import Metrics
 from portlayer.services.status import grpc_errors
 from portlayer.v1 import system_pb2 as pb
 from portlayer.v1 import system_pb2_grpc
@@ -39,6 +40,7 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         driver: MachineDriver,
         manager: Manager,
         clones: InstantClones,
+        metrics: Metrics,
         image_count: Callable[[], int],
     ) -> None:
         self._identity = identity
@@ -46,6 +48,7 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         self._driver = driver
         self._manager = manager
         self._clones = clones
+        self._metrics = metrics
         self._image_count = image_count
         self._started_ns = time.time_ns()
 
@@ -80,11 +83,15 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
 
     async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Context) -> pb.ListTemplatesResponse:
         async with grpc_errors(context):
-            return pb.ListTemplatesResponse(templates=self._clones.describe(self._manager.clones_by_template()))
+            return pb.ListTemplatesResponse(templates=self._templates())
 
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.GetMetricsResponse:
         async with grpc_errors(context):
-            return pb.GetMetricsResponse()
+            statuses = [one.state.status for one in self._manager.containers()]
+            return pb.GetMetricsResponse(text=self._metrics.render(statuses, self._templates()))
+
+    def _templates(self) -> list[pb.Template]:
+        return self._clones.describe(self._manager.clones_by_template())
 
 
 def version() -> str:

@@ -135,6 +135,13 @@ async def test_docker_system_df(http: HttpClient, fake: FakePortLayer, docker_so
     assert ["a" * 12 + "*", "internal", "270MB"] in [words[:3] for words in lines]  # the star: in use
 
 
+async def test_metrics(http: HttpClient, fake: FakePortLayer) -> None:
+    fake.metrics = "# TYPE vch_pooled_clones gauge\nvch_pooled_clones 2.0\n"
+    answer = await http.get("/metrics")
+    assert (answer.status, answer.body.decode()) == (200, fake.metrics)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
 async def test_networks(http: HttpClient) -> None:
     answer = await http.get("/networks")
     openapi.validate("/networks", "GET", 200, answer.json())

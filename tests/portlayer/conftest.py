@@ -14,6 +14,7 @@ from portlayer.errors import NotFoundError
 from portlayer.events import EventHub
 from portlayer.execution import Container, Manager
 from portlayer.instantclone import InstantClones
+from portlayer.metrics import Metrics
 from portlayer.services import network
 from portlayer.storage.image_config import HealthCheck
 from portlayer.v1 import types_pb2
@@ -55,6 +56,7 @@ class Host:
         self.driver = FakeDriver(root / "machines")
         self.events = EventHub(root / "events.jsonl")
         self.clones = InstantClones(None, (1 << 30, 1), 0, 0, self.events.emit)
+        self.metrics = Metrics()
         self.manager = self._manager()
 
     def _manager(self) -> Manager:
@@ -68,6 +70,7 @@ class Host:
             default_cpus=1,
             default_disk_bytes=1 << 30,
             available_cpus=2,
+            metrics=self.metrics,
         )
 
     async def restart(self) -> Manager:

@@ -60,6 +60,22 @@ def test_down_twice_is_no_error(vch: Program) -> None:
     assert "no VCH is up" in done.stdout
 
 
+def test_status_shows_the_templates(up: Program) -> None:
+    ready, failed, waiting = _status(up)[1]["templates"]
+    numbers = {"memory_bytes": 1 << 30, "cpus": 1, "disk_bytes": 270 << 20, "resident_bytes": 120 << 20}
+    counts = {"clones": 3, "waiting": 2, "uses": 9, "made_in_s": 6.25, "last_used": None, "error": ""}
+    assert ready.items() >= {"id": "ab" * 32, "state": "ready", **numbers, **counts}.items()
+    assert (failed["state"], failed["error"], failed["made_in_s"]) == ("failed", "no space left", None)
+    assert (waiting["state"], waiting["created"]) == ("waiting", None)
+    lines = up.run("status").stdout.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("templates:"))
+    assert [line.removeprefix("templates:").strip() for line in lines[first : first + 3]] == [
+        "1024 MiB, 1 CPU: ready; 270 MiB on disk, 120 MiB in memory; 3 running, 2 waiting; made in 6.2 s",
+        "512 MiB, 2 CPUs: failed: no space left",
+        "2048 MiB, 1 CPU: waiting",
+    ]
+
+
 def test_options_of_instant_clone_reach_the_port_layer(vch: Program) -> None:
     done = vch.run("up", "--detach", "--no-clone", "--pool", "0", "--pool-memory", "1g")
     assert done.returncode == 0, done.stderr

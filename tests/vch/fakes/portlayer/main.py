@@ -1,4 +1,4 @@
-"""A port layer that serves two calls and keeps its containers as empty files in STATE/machines."""
+"""A port layer that serves a few calls and keeps its containers as empty files in STATE/machines."""
 
 import argparse
 from concurrent import futures
@@ -17,6 +17,25 @@ class _System(system_pb2_grpc.SystemServiceServicer):
     def GetInfo(self, request: object, context: object) -> system_pb2.GetInfoResponse:
         running = len(list(self._machines.iterdir()))
         return system_pb2.GetInfoResponse(containers=running, containers_running=running, images=1, driver="fake")
+
+    def ListTemplates(self, request: object, context: object) -> system_pb2.ListTemplatesResponse:
+        ready = system_pb2.Template(
+            id="ab" * 32,
+            state=system_pb2.Template.STATE_READY,
+            memory_bytes=1 << 30,
+            cpus=1,
+            disk_bytes=270 << 20,
+            resident_bytes=120 << 20,
+            created_unix_ns=1_700_000_000_000_000_000,
+            made_in_ns=6_250_000_000,
+            clones=3,
+            pooled=2,
+            uses=9,
+        )
+        state = system_pb2.Template.STATE_FAILED
+        failed = system_pb2.Template(state=state, memory_bytes=512 << 20, cpus=2, error="no space left")
+        waiting = system_pb2.Template(state=system_pb2.Template.STATE_WAITING, memory_bytes=2 << 30, cpus=1)
+        return system_pb2.ListTemplatesResponse(templates=[ready, failed, waiting])
 
 
 class _Execution(execution_pb2_grpc.ExecutionServiceServicer):
