@@ -33,7 +33,7 @@ class Metrics:
         )
         self._seconds = prometheus.Histogram(
             "vch_container_start_seconds",
-            "How long starts took, from the order to the running process.",
+            "How long starts took, from power-on to the running program.",
             ["method"],
             registry=registry,
             buckets=_BUCKETS,

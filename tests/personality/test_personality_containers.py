@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -206,6 +208,21 @@ async def test_inspect_says_how_the_vm_came_to_run(http: HttpClient, fake: FakeP
         assert (machine["StartMethod"], machine["ConsoleLog"]) == (word, "/machines/web/console.log")
     phases = [("machine", 2.0), ("restore", 0.0), ("exec", 1.235), ("other", 0.0)]
     assert list(machine["StartPhases"].items()) == phases
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="no docker CLI here")
+async def test_docker_inspect_prints_what_docker_does_not_know(
+    http: HttpClient, fake: FakePortLayer, docker_socket: Path
+) -> None:
+    identity = await _make(http, "web", start=True)
+    fake.containers[identity].start_method = types_pb2.START_METHOD_POOLED
+    fake.containers[identity].start_phases_ns["exec"] = 1_234_567
+    arguments = ("-H", f"unix://{docker_socket}", "inspect", "-f", "{{json .VirtualMachine}}", "web")
+    process = await asyncio.create_subprocess_exec("docker", *arguments, stdout=-1, stderr=-1)
+    out, err = await process.communicate()
+    assert process.returncode == 0, err
+    shown = json.loads(out)
+    assert (shown["StartMethod"], shown["StartPhases"]) == ("pooled", {"exec": 1.235})
 
 
 async def test_inspect_what_ended(http: HttpClient, fake: FakePortLayer) -> None:

@@ -15,13 +15,24 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from portlayer import identity
+from portlayer.config import Settings
 from portlayer.errors import DriverError
 from portlayer.server import OPTIONS
 from portlayer.services.events import EventsServicer
 from portlayer.services.execution import ExecutionServicer
 from portlayer.services.interaction import InteractionServicer
 from portlayer.services.registration import register
-from portlayer.v1 import events_pb2, events_pb2_grpc, execution_pb2_grpc, interaction_pb2_grpc, types_pb2
+from portlayer.services.system import SystemServicer
+from portlayer.v1 import (
+    events_pb2,
+    events_pb2_grpc,
+    execution_pb2_grpc,
+    interaction_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+    types_pb2,
+)
 from portlayer.v1 import execution_pb2 as ex
 from portlayer.v1 import interaction_pb2 as io
 
@@ -36,6 +47,7 @@ class Api:
         self.execution = execution_pb2_grpc.ExecutionServiceStub(channel)
         self.interaction = interaction_pb2_grpc.InteractionServiceStub(channel)
         self.events = events_pb2_grpc.EventsServiceStub(channel)
+        self.system = system_pb2_grpc.SystemServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
         self.reflection = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
 
@@ -52,9 +64,15 @@ class Api:
 @pytest.fixture
 async def api(host: Host, tmp_path: Path) -> AsyncIterator[Api]:
     server = grpc.aio.server(options=OPTIONS)
-    await register(
-        server, [ExecutionServicer(host.manager), InteractionServicer(host.manager), EventsServicer(host.events)]
-    )
+    who = identity.load(tmp_path, "test")
+    settings = Settings(tmp_path, "", tmp_path)
+    servicers = [
+        ExecutionServicer(host.manager),
+        InteractionServicer(host.manager),
+        EventsServicer(host.events),
+        SystemServicer(who, settings, host.driver, host.manager, host.clones, host.metrics, lambda: 0),
+    ]
+    await register(server, servicers)
     address = f"unix:{tmp_path}/s"
     server.add_insecure_port(address)
     await server.start()
@@ -68,6 +86,16 @@ def details(error: grpc.aio.AioRpcError, kind: type[Message]) -> Message | None:
     assert status is not None
     wanted = kind()
     return next((wanted for detail in status.details if detail.Unpack(wanted)), None)
+
+
+async def test_metrics_say_what_there_is_when_they_are_read(api: Api) -> None:
+    await api.create("echo")
+    await api.start(await api.create("stubborn"))
+    text = (await api.system.GetMetrics(system_pb2.GetMetricsRequest())).text
+    lines = text.splitlines()
+    assert 'vch_containers{state="created"} 1.0' in lines
+    assert 'vch_containers{state="running"} 1.0' in lines
+    assert 'vch_container_starts_total{method="cold-boot"} 1.0' in lines
 
 
 async def test_the_whole_life(api: Api) -> None:
