@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from conftest import BUSYBOX, CALL_TIMEOUT_S, GUEST_IMAGE, Docker, Vch, bring_up, eventually, machines, vm_pid
 
@@ -74,13 +75,18 @@ def small_disk() -> Iterator[Path]:
         directory.rmdir()
 
 
+def containers(state: Path) -> list[psutil.Process]:
+    """Those of its QEMU processes that are containers, and not clones that wait."""
+    return machines(state / "machines")
+
+
 @contextmanager
 def own_vch(state: Path) -> Iterator[Vch]:
     vch = bring_up(state)
     try:
         yield vch
-        assert not machines(state)
-        assert not list((state / "machines").iterdir())
+        eventually(lambda: not containers(state))
+        eventually(lambda: not list((state / "machines").iterdir()))
     finally:
         vch.run("down", "--force", check=False)
         for process in machines(state):
@@ -176,6 +182,7 @@ def test_a_port_layer_killed_at_any_moment_leaves_nothing_half_made() -> None:
                 assert set(layer.names()) >= promised
                 for name in layer.names():
                     layer.remove(name)
+                eventually(lambda: not list((state / "machines").iterdir()))
     finally:
         shutil.rmtree(state)
 
@@ -191,7 +198,7 @@ def _interrupted(state: Path, turn: int, promised: set[str], after_s: float) -> 
         eventually(lambda: not half_done & set(layer.names().values()))
         eventually(lambda: len(list((state / "machines").iterdir())) == len(layer.names()))
         running = [name for name, status in layer.names().items() if status == "CONTAINER_STATUS_RUNNING"]
-        eventually(lambda: len(machines(state)) == len(running))
+        eventually(lambda: len(containers(state)) == len(running))
         removals = [ex.RemoveContainerRequest(container=name, force=True) for name in layer.names()]
         began = time.monotonic()
         calls = [layer.execution.RemoveContainer.future(request) for request in removals]
