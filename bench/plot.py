@@ -98,7 +98,9 @@ def _segments(bar: Bar, y: int, scale: float) -> Iterator[str]:
 
 def _legend(all_bars: list[Bar]) -> Iterator[str]:
     x = _LEFT
-    for phase in dict.fromkeys(phase for bar in all_bars for phase in bar.phases):
+    known = {phase for bar in all_bars for phase in bar.phases}
+    # In the order in which they come, then those without a colour of their own.
+    for phase in [*(one for one in _COLOURS if one in known), *sorted(known - _COLOURS.keys())]:
         yield f'<rect x="{x}" y="36" width="12" height="12" fill="{_COLOURS.get(phase, _OTHER)[0]}"/>'
         yield _text(x + 17, 46, phase, "faint")
         x += 34 + 7 * len(phase)
