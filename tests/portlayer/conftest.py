@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_driver import FakeDriver
 
+from portlayer.drivers.base import Cloning
 from portlayer.errors import NotFoundError
 from portlayer.events import EventHub
 from portlayer.execution import Container, Manager
@@ -51,11 +52,14 @@ class FakeImages:
 class Host:
     """What outlives a port layer: the hypervisor and the state directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, *, cloning: Cloning | None = None, pool_size: int = 0, pool_memory_bytes: int = 0
+    ) -> None:
         self.root = root
         self.driver = FakeDriver(root / "machines")
+        self.driver.cloning = cloning
         self.events = EventHub(root / "events.jsonl")
-        self.clones = InstantClones(None, (1 << 30, 1), 0, 0, self.events.emit)
+        self.clones = InstantClones(cloning, (1 << 30, 1), pool_size, pool_memory_bytes, self.events.emit)
         self.metrics = Metrics()
         self.manager = self._manager()
 

@@ -79,6 +79,10 @@ async def _flood(process: FakeProcess) -> int:
     return 0
 
 
+async def _nothing(_: FakeProcess) -> int:
+    return 0
+
+
 async def _mixed(process: FakeProcess) -> int:
     await process.write(b"out\n")
     await process.write(b"err\n", STDERR)
@@ -93,6 +97,7 @@ PROGRAMS: dict[str, Program] = {
     "stubborn": _stubborn,
     "flood": _flood,
     "mixed": _mixed,
+    "/sbin/docker-init": _nothing,
 }
 
 
@@ -108,6 +113,9 @@ class FakeAgent:
         self._told: set[int] = set()
         self.processes: dict[str, FakeProcess] = {}
         self.started_request = ""
+        self.rehearsing = False
+        # Rehearsals that were begun and ended.
+        self.rehearsals = 0
         self.requests: list[str] = []
         # Methods that are heard but not answered, as when an answer is lost.
         self.mute: set[str] = set()
@@ -193,7 +201,19 @@ class FakeAgent:
             self.start_answer = self._launch("init", request.process)
             if self.start_answer.pid:
                 self.started_request = request.request_id
+                self.rehearsing = request.rehearsal
         return self.start_answer
+
+    def _on_Reset(self, _: bytes) -> Any:
+        if self.started_request:
+            if not self.rehearsing:
+                return (FAILED_PRECONDITION, "a container has been started")
+            self.rehearsals += 1
+            self._follows.clear()
+            self._told.clear()
+            self.processes.clear()
+            self.started_request, self.rehearsing = "", False
+        return pb.ResetResponse()
 
     def _on_Exec(self, payload: bytes) -> Any:
         request = pb.ExecRequest.FromString(payload)
@@ -276,7 +296,7 @@ class FakeAgent:
             request = pb.FollowRequest.FromString(event.payload)
             process.journal.acknowledge(request.offset)
             process.room.set()
-            if request.exit_recorded and process is self.processes.get("init"):
+            if request.exit_recorded and process is self.processes.get("init") and not self.rehearsing:
                 self._power_off()
         if event.end:
             del self._follows[event.stream_id]

@@ -15,21 +15,49 @@ from portlayer.drivers.base import Clone, Cloning, Machine, MachineSpec, PowerSt
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
 
+class FakeVm:
+    """A VM that is on, until it goes off for good; it has an agent."""
+
+    def __init__(self) -> None:
+        self.agent = FakeAgent(self.cut)
+        self.off = asyncio.Event()
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.off.is_set():
+            raise DriverError("off")
+        host, guest = socket.socketpair()
+        self._keep(asyncio.create_task(self.agent.serve(*await asyncio.open_connection(sock=guest))))
+        return await asyncio.open_connection(sock=host)
+
+    def cut(self) -> None:
+        """Its power is cut."""
+        if not self.off.is_set():
+            self.off.set()
+            self._keep(asyncio.ensure_future(self.agent.end()))
+
+    async def settle(self) -> None:
+        """It is off, and nothing of it goes on."""
+        self.cut()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+
 class FakeMachine:
     """Implements Machine."""
 
     def __init__(self, spec: MachineSpec, directory: Path) -> None:
         self.spec = spec
         self.directory = directory
-        self.agent: FakeAgent | None = None
         self.paused = False
         self.fail_next: dict[str, Exception] = {}
         self.boots = True
         # What the agent will hear and not answer.
         self.mute: set[str] = set()
-        self._off = asyncio.Event()
-        self._off.set()
-        self._connections: set[asyncio.Task[None]] = set()
+        self._vm: FakeVm | None = None
 
     @property
     def id(self) -> str:
@@ -38,6 +66,11 @@ class FakeMachine:
     @property
     def console_log(self) -> Path | None:
         return self.directory / "console.log"
+
+    @property
+    def agent(self) -> FakeAgent | None:
+        """None while it is off."""
+        return None if self._vm is None or self._vm.off.is_set() else self._vm.agent
 
     async def read_record(self) -> bytes:
         return (self.directory / "record").read_bytes()
@@ -54,20 +87,25 @@ class FakeMachine:
         return PowerState.PAUSED if self.paused else PowerState.RUNNING
 
     async def power_on(self, clone: Clone | None = None) -> None:
-        self._maybe_fail("power_on")
-        if self.agent is None:
-            self.agent = FakeAgent(self._cut)
-            self.agent.mute |= self.mute
-            self._off.clear()
-            if not self.boots:
-                self._cut()
+        try:
+            self._maybe_fail("power_on")
+            if self.agent is None:
+                self.paused = False
+                self._vm = FakeVm() if clone is None else clone.become()  # type: ignore[attr-defined]
+                self._vm.agent.mute |= self.mute
+                if not self.boots:
+                    self._vm.cut()
+        finally:
+            if clone is not None:
+                await clone.discard()
 
     async def power_off(self) -> None:
-        self._cut()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        if self._vm is not None:
+            await self._vm.settle()
 
     async def wait_off(self) -> None:
-        await self._off.wait()
+        if self._vm is not None:
+            await self._vm.off.wait()
 
     async def pause(self) -> None:
         if self.agent is None:
@@ -78,25 +116,12 @@ class FakeMachine:
         self.paused = False
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self.agent is None:
+        if self._vm is None:
             raise DriverError("off")
-        host, guest = socket.socketpair()
-        task = asyncio.create_task(self.agent.serve(*await asyncio.open_connection(sock=guest)))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
-        return await asyncio.open_connection(sock=host)
+        return await self._vm.open_channel()
 
     async def writable_disk_usage(self) -> int:
         return 4096
-
-    def _cut(self) -> None:
-        agent, self.agent = self.agent, None
-        self.paused = False
-        self._off.set()
-        if agent is not None:
-            task = asyncio.ensure_future(agent.end())
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
 
     def _maybe_fail(self, operation: str) -> None:
         if error := self.fail_next.pop(operation, None):
@@ -112,10 +137,7 @@ class FakeDriver:
         self._root = root
         self.machines: dict[str, FakeMachine] = {}
         self.fail_next: dict[str, Exception] = {}
-
-    @property
-    def cloning(self) -> Cloning | None:
-        return None
+        self.cloning: Cloning | None = None
 
     async def open(self) -> None:
         pass
