@@ -29,6 +29,8 @@ class Pool:
         self._size = size
         self._memory_bytes = memory_bytes
         self._waiting: dict[Shape, deque[Waiting]] = {}
+        # What the last clone of a shape took: the next one is not made only to find that it does not fit.
+        self._took: dict[Shape, int] = {}
         self._starts: deque[Shape] = deque([default] * _MEMORY_OF_STARTS, _MEMORY_OF_STARTS)
 
     def note_start(self, shape: Shape) -> None:
@@ -41,7 +43,8 @@ class Pool:
 
     def add(self, waiting: Waiting) -> bool:
         """False when its memory does not fit any more; it is the caller's then."""
-        if self.private_bytes + waiting.private_bytes > self._memory_bytes:
+        self._took[waiting.clone.shape] = waiting.private_bytes
+        if not self._fits(waiting.private_bytes):
             return False
         self._waiting.setdefault(waiting.clone.shape, deque()).append(waiting)
         return True
@@ -56,10 +59,12 @@ class Pool:
         return len(self._waiting.get(shape, ()))
 
     def wanting(self, shapes: set[Shape]) -> Shape | None:
-        """The shape, of those that can be cloned, that lacks most of its share; None when none does."""
-        if self.private_bytes + self._typical_bytes > self._memory_bytes:
-            return None
-        lacking = {shape: share - self.count(shape) for shape, share in self._shares().items() if shape in shapes}
+        """The shape, of those that can be cloned, that lacks most of its share; None when none does, or has room."""
+        lacking = {
+            shape: share - self.count(shape)
+            for shape, share in self._shares().items()
+            if shape in shapes and self._fits(self._took.get(shape, 0))
+        }
         most = max(lacking, key=lambda shape: lacking[shape], default=None)
         return most if most is not None and lacking[most] > 0 else None
 
@@ -80,10 +85,8 @@ class Pool:
     def private_bytes(self) -> int:
         return sum(one.private_bytes for waiting in self._waiting.values() for one in waiting)
 
-    @property
-    def _typical_bytes(self) -> int:
-        known = [one.private_bytes for waiting in self._waiting.values() for one in waiting]
-        return max(known, default=0)
+    def _fits(self, more_bytes: int) -> bool:
+        return self.private_bytes + more_bytes <= self._memory_bytes
 
     def _shares(self) -> dict[Shape, int]:
         """Places by shape: in proportion, remainders to the shape that was asked for last."""
