@@ -10,9 +10,9 @@ MIB = 1 << 20
 DEFAULT_MEMORY_BYTES = 1024 * MIB
 DEFAULT_CPUS = 1
 DEFAULT_DISK_BYTES = 10 << 30
-DEFAULT_POOL_SIZE = 4
+DEFAULT_POOL_SIZE = 12
 MAX_POOL_SIZE = 64
-DEFAULT_POOL_MEMORY_BYTES = 512 * MIB
+DEFAULT_POOL_MEMORY_BYTES = 1024 * MIB
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 

@@ -96,7 +96,7 @@ def bring_up(state: Path) -> Vch:
     subprocess.run([sys.executable, ROOT / "photon-image/build.py", "--output", GUEST_IMAGE], check=True)
     subprocess.run([sys.executable, ROOT / "scripts/busybox_image.py", "--output", BUSYBOX], check=True)
     vch = Vch(state, f"unix://{state}/docker.sock", f"unix://{state}/portlayer.sock")
-    vch.run("up", "--detach", "--guest-image", str(GUEST_IMAGE), "--default-memory", "256m")
+    vch.run("up", "--detach", "--guest-image", str(GUEST_IMAGE), "--default-memory", "256m", "--pool", "4")
     return vch
 
 

@@ -63,7 +63,7 @@ def other_vch(*options: str, guest_image: Path = GUEST_IMAGE) -> Iterator[tuple[
 
 
 def up(vch: Vch, *options: str, guest_image: Path = GUEST_IMAGE) -> None:
-    vch.run("up", "--detach", "--guest-image", str(guest_image), "--default-memory", "256m", *options)
+    vch.run("up", "--detach", "--guest-image", str(guest_image), "--default-memory", "256m", "--pool", "4", *options)
 
 
 def test_containers_are_clones_and_say_so(docker: Docker, loaded: Vch, forget: None) -> None:
