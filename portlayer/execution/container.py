@@ -175,6 +175,7 @@ class Container:
 
     async def _boot_and_launch(self) -> None:
         self._move(Action.START)
+        self._kill_ordered = False
         self.record.run += 1
         self.record.start_request_id = secrets.token_hex(16)
         self.state.error = ""
@@ -213,6 +214,8 @@ class Container:
                 await run.move_in(taken)
                 return run
             except PortLayerError as error:
+                if self._kill_ordered:
+                    raise  # it is removed while it starts
                 _log.warning("container %s boots, as its clone was of no use: %s", self.id[:12], error)
             await self._let_go()
             await self.machine.power_off()

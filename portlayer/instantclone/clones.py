@@ -153,6 +153,8 @@ class InstantClones:
                     self._wake.set()
             except PortLayerError as error:
                 _log.warning("instant clone: %s", error)
+            except Exception:  # an error of ours must not end all that is done in advance
+                _log.exception("instant clone")
 
     async def _step(self) -> bool:
         """Does the one thing that is most wanted; False when there is none."""

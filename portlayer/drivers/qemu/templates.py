@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from portlayer.drivers.base import Clone, Parent, Shape, Template
 from portlayer.drivers.qemu import command, files, process
 from portlayer.drivers.qemu.disks import EmptyDisks
@@ -151,12 +153,13 @@ class QemuCloning:
         """The next larger of a few sizes: 256 MiB doubled again and again.
 
         Memory that a guest does not use costs the host nothing but the guest's bookkeeping (a 64th), which its clones
-        share; what a container was promised is held by its control group.
+        share; what a container was promised is held by its control group. A size beyond the host's memory has no
+        clones: their private mappings would be counted as if all of them were used.
         """
         size = 256 * _MIB
         while size < memory_bytes:
             size *= 2
-        return Shape(size, cpus)
+        return Shape(size, cpus) if size <= psutil.virtual_memory().total else None
 
     async def templates(self) -> list[Template]:
         return list(self._templates.values())
