@@ -185,6 +185,7 @@ class Container:
 
     async def _start_machine_and_init(self) -> None:
         run = await self._powered_on()
+        self._require_power()
         request = process_spec.init_request(
             self.spec,
             self.record.start_request_id,
@@ -220,8 +221,15 @@ class Container:
             await self._let_go()
             await self.machine.power_off()
             run = self._run = Run(self.machine, self.log, self.output, self.record.run)
+        self._require_power()
         await run.boot()
         return run
+
+    def _require_power(self) -> None:
+        """Whoever removes it while it starts has cut the power before there was any, or that of a clone: that is no
+        reason to boot."""
+        if self._kill_ordered:
+            raise UnavailableError("the VM was switched off while it started")
 
     def _note_how_it_started(self, run: Run) -> None:
         container = self.record.container

@@ -11,7 +11,7 @@ from conftest import Host
 from fake_cloning import CLONE_BYTES, MIB, FakeClone, FakeCloning, FakeGuest
 from fake_driver import FakeMachine
 
-from portlayer.drivers.base import MachineSpec, Shape
+from portlayer.drivers.base import Clone, MachineSpec, Shape
 from portlayer.errors import DriverError, UnavailableError
 from portlayer.execution import Container
 from portlayer.instantclone.pool import Pool, Waiting
@@ -363,17 +363,50 @@ async def test_a_container_whose_clone_is_of_no_use_boots(
         assert (await started(host)).start_method in (CLONE, POOLED)
 
 
-async def test_a_start_that_is_called_off_leaves_no_clone(make_host: MakeHost, cloning: FakeCloning) -> None:
-    cloning.add_template(DEFAULT)
+@pytest.mark.parametrize("moment", ["cloning", "moving in", "starting"])
+async def test_a_container_that_is_removed_while_it_starts_does_not_boot(
+    make_host: MakeHost, cloning: FakeCloning, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cutting its clone's power is no failure of the clone, and a guest that hangs is not waited for."""
+    template = cloning.add_template(DEFAULT)
     async with make_host() as host:
         container = await host.create("stubborn")
-        assert isinstance(container.machine, FakeMachine)
-        container.machine.mute = {"Start"}
+        machine = container.machine
+        assert isinstance(machine, FakeMachine)
+        machine.mute = {"Hello", "Start"}
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def pause() -> None:
+            reached.set()
+            await go_on.wait()
+
+        clone, power_on = template.clone, machine.power_on
+
+        async def slow_clone() -> Clone:
+            await pause()
+            return await clone()
+
+        async def slow_power_on(clone: Clone | None = None) -> None:
+            await power_on(clone)
+            await pause()
+
+        if moment == "cloning":
+            monkeypatch.setattr(template, "clone", slow_clone)
+        elif moment == "moving in":
+            monkeypatch.setattr(machine, "power_on", slow_power_on)
         starting = asyncio.create_task(container.start())
-        await until(lambda: isinstance(container.machine, FakeMachine) and container.machine.agent is not None)
-        await container.remove(force=True)
-        with pytest.raises(UnavailableError, match="the VM stopped"):
-            await starting
+        if moment == "starting":
+            await until(lambda: machine.agent is not None and "Start" in machine.agent.requests)
+        else:
+            await reached.wait()
+        removing = asyncio.create_task(container.remove(force=True))
+        await until(lambda: container._kill_ordered)
+        go_on.set()
+        async with asyncio.timeout(10):
+            with pytest.raises(UnavailableError, match="the VM"):
+                await starting
+            await removing
+        assert host.driver.machines == {}
         assert cloning.guests == []
 
 
