@@ -183,9 +183,11 @@ class InstantClones:
                 entry.template = await parent.freeze(time.monotonic_ns() - began)
             finally:
                 await parent.discard()
-        except PortLayerError as error:
+        except Exception as error:
             entry.state, entry.error = system_pb2.Template.STATE_FAILED, str(error)
             entry.retry_at = time.monotonic() + _RETRY_S
+            if not isinstance(error, PortLayerError):
+                raise
             _log.error("a template could not be made, containers of its shape boot: %s", error)
             return
         entry.state = system_pb2.Template.STATE_READY

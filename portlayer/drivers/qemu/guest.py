@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from portlayer.drivers.qemu.qmp import DiskProblem
 
 _PRACTICE_BYTES = 64 << 20
 _PRACTICE_DISK = "practice.img"
+# What is done in advance is done when nobody else wants the processor.
+_STEPPED_BACK = 15
 _STATE_SOCKET = "state.sock"
 _DISKS = (command.IMAGE_NODE, command.WRITABLE_NODE)
 
@@ -82,10 +85,13 @@ class QemuClone(QemuGuest):
         return self._phases_ns
 
     async def resume(self) -> None:
+        if os.geteuid() == 0:  # others may step back, but never forward again
+            await asyncio.to_thread(process.set_niceness, self._own.directory, _STEPPED_BACK)
         await (await self._own.control()).resume()
 
     async def suspend(self) -> None:
         await (await self._own.control()).pause()
+        await asyncio.to_thread(process.set_niceness, self._own.directory, 0)
 
     async def private_bytes(self) -> int:
         return await asyncio.to_thread(process.private_bytes, self._own.directory)

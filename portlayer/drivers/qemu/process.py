@@ -80,6 +80,15 @@ def is_running(directory: Path) -> bool:
         return pidfd is not None
 
 
+def set_niceness(directory: Path, niceness: int) -> None:
+    """How far the QEMU in `directory` steps back for others (setpriority(2)); as far as this user may say so."""
+    with running(directory) as pidfd, contextlib.suppress(OSError):
+        if pidfd is not None:
+            pid = int((directory / command.PID_FILE).read_text())
+            for task in os.listdir(f"/proc/{pid}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(task), niceness)
+
+
 def private_bytes(directory: Path) -> int:
     """Memory that the QEMU in `directory` shares with nobody; 0 when there is none."""
     with running(directory) as pidfd, contextlib.suppress(OSError):
