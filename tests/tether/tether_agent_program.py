@@ -99,6 +99,8 @@ def serve(listener: socket.socket, changes: dict[str, object]) -> None:
     """What tether's own main does."""
     linux.mount("proc", "/proc", "proc")
     linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)
+    # In a network namespace of its own; whether it may be written is decided by who mounts it first.
+    linux.mount("sysfs", "/sys", "sysfs")
     _mount_private("cgroup2", str(CGROUPS))
     loop = Loop()
 
