@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker as docker_py
+import grpc
 import psutil
 import pytest
+
+from portlayer.v1 import system_pb2, system_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST_IMAGE = ROOT / "build/photon-image"
@@ -92,11 +95,11 @@ def vm_pid(vch: Vch, docker: Docker, container: str) -> int:
     return int((directory / "vm" / "qemu.pid").read_text())
 
 
-def bring_up(state: Path) -> Vch:
+def bring_up(state: Path, *options: str) -> Vch:
     subprocess.run([sys.executable, ROOT / "photon-image/build.py", "--output", GUEST_IMAGE], check=True)
     subprocess.run([sys.executable, ROOT / "scripts/busybox_image.py", "--output", BUSYBOX], check=True)
     vch = Vch(state, f"unix://{state}/docker.sock", f"unix://{state}/portlayer.sock")
-    vch.run("up", "--detach", "--guest-image", str(GUEST_IMAGE), "--default-memory", "256m", "--pool", "4")
+    vch.run("up", "--detach", "--guest-image", str(GUEST_IMAGE), "--default-memory", "256m", "--pool", "4", *options)
     return vch
 
 
@@ -190,3 +193,13 @@ def eventually(condition: Callable[[], object], within_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it does not come about"
         time.sleep(0.05)
+
+
+def templates(vch: Vch) -> list[system_pb2.Template]:
+    with grpc.insecure_channel(vch.grpc) as channel:
+        answer = system_pb2_grpc.SystemServiceStub(channel).ListTemplates(system_pb2.ListTemplatesRequest())
+    return list(answer.templates)
+
+
+def await_template(vch: Vch) -> None:
+    eventually(lambda: any(one.state == system_pb2.Template.STATE_READY for one in templates(vch)), within_s=120)

@@ -14,26 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import docker as docker_py
-import grpc
 import psutil
 import pytest
 from clone_images import FACTS_PROGRAM, python_archive, shared, without_reseed
-from conftest import BUSYBOX, CALL_TIMEOUT_S, GUEST_IMAGE, Docker, Vch, eventually, machines
-
-from portlayer.v1 import system_pb2, system_pb2_grpc
+from conftest import BUSYBOX, CALL_TIMEOUT_S, GUEST_IMAGE, Docker, Vch, await_template, eventually, machines, templates
 
 pytestmark = pytest.mark.vm
 CLONES = 20
-
-
-def templates(vch: Vch) -> list[system_pb2.Template]:
-    with grpc.insecure_channel(vch.grpc) as channel:
-        answer = system_pb2_grpc.SystemServiceStub(channel).ListTemplates(system_pb2.ListTemplatesRequest())
-    return list(answer.templates)
-
-
-def await_template(vch: Vch) -> None:
-    eventually(lambda: any(one.state == system_pb2.Template.STATE_READY for one in templates(vch)), within_s=120)
 
 
 def how_started(docker: Docker, container: str) -> str:

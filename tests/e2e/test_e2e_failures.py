@@ -19,7 +19,18 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from conftest import BUSYBOX, CALL_TIMEOUT_S, GUEST_IMAGE, Docker, Vch, bring_up, eventually, machines, vm_pid
+from conftest import (
+    BUSYBOX,
+    CALL_TIMEOUT_S,
+    GUEST_IMAGE,
+    Docker,
+    Vch,
+    await_template,
+    bring_up,
+    eventually,
+    machines,
+    vm_pid,
+)
 
 from portlayer.v1 import execution_pb2 as ex
 from portlayer.v1 import execution_pb2_grpc, types_pb2
@@ -81,8 +92,8 @@ def containers(state: Path) -> list[psutil.Process]:
 
 
 @contextmanager
-def own_vch(state: Path) -> Iterator[Vch]:
-    vch = bring_up(state)
+def own_vch(state: Path, *options: str) -> Iterator[Vch]:
+    vch = bring_up(state, *options)
     try:
         yield vch
         eventually(lambda: not containers(state))
@@ -96,7 +107,8 @@ def own_vch(state: Path) -> Iterator[Vch]:
 
 def test_a_full_disk_stops_guests_and_is_survived(small_disk: Path) -> None:
     """The writer waits and goes on; what is made meanwhile fails as a whole; removing works."""
-    with own_vch(small_disk / "s") as vch:
+    with own_vch(small_disk / "s", "--pool", "0") as vch:
+        await_template(vch)  # nothing is written in the background from here on
 
         def docker(*words: str, code: int = 0) -> str:
             environment = {**os.environ, "DOCKER_HOST": vch.docker_host, "DOCKER_CLI_HINTS": "false"}
