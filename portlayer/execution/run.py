@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from portlayer.agent import AgentClient, AgentError, AgentProtocolError, Follow
+from portlayer.agent.waiting import answer_while_on
 from portlayer.drivers.base import Machine
 from portlayer.errors import DriverError, UnavailableError
 from portlayer.execution.launch_failure import launch_error
@@ -155,18 +156,8 @@ class Run:
 
     async def _alive(self, call: Coroutine[Any, Any, _T]) -> _T:
         """The call's answer, or UnavailableError as soon as the machine is off."""
-        answer = asyncio.ensure_future(call)
-        off = asyncio.ensure_future(self._machine.wait_off())
-        try:
-            await asyncio.wait((answer, off), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            raise UnavailableError(f"the VM stopped while it started; its console is in {self._machine.console_log}")
-        finally:
-            for task in (answer, off):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, UnavailableError):
-                    await task
+        gone = UnavailableError(f"the VM stopped while it started; its console is in {self._machine.console_log}")
+        return await answer_while_on(call, self._machine.wait_off(), gone)
 
     async def _close_when_off(self) -> None:
         """When the VM has gone away, what its channel still holds is taken in, then the client is closed."""

@@ -6,11 +6,11 @@ The container of a rehearsal has an empty image and holds nothing of anybody's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Awaitable
 
 from portlayer.agent import AgentClient, AgentError
+from portlayer.agent.waiting import answer_while_on
 from portlayer.drivers.base import Guest
 from portlayer.errors import DriverError
 from portlayer.execution.process_spec import init_request
@@ -64,17 +64,7 @@ def _request() -> tether_pb2.StartRequest:
 
 async def _while_on(guest: Guest, call: Awaitable[object]) -> None:
     """Awaits the call; raises DriverError as soon as the guest is off."""
-    answer = asyncio.ensure_future(call)
-    off = asyncio.ensure_future(guest.wait_off())
     try:
-        await asyncio.wait((answer, off), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise DriverError("the guest went off while it rehearsed")
-        await answer
+        await answer_while_on(call, guest.wait_off(), DriverError("the guest went off while it rehearsed"))
     except TimeoutError as error:
         raise DriverError("the guest did not end its rehearsal in time") from error
-    finally:
-        for task in (answer, off):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, AgentError, DriverError, TimeoutError):
-                await task
