@@ -56,13 +56,13 @@ def up(vch: Vch, *options: str, guest_image: Path = GUEST_IMAGE) -> None:
 def test_containers_are_clones_and_say_so(docker: Docker, loaded: Vch, forget: None) -> None:
     await_template(loaded)
     eventually(lambda: templates(loaded)[0].pooled > 0, within_s=60)
-    before = time.time()
+    begin = int(time.time())  # whole seconds, downwards: a start takes less than the half that rounding may add
     docker("run --name quick busybox true")
     assert how_started(docker, "quick") == "pooled"
     phases = json.loads(docker("inspect quick -f", "{{json .VirtualMachine.StartPhases}}").out)
     assert phases.keys() == {"machine", "restore", "disks", "agent", "exec"}
     events = docker(
-        f"events --since {before:.0f} --until {time.time() + 1:.0f} --filter event=start --format", "{{json .}}"
+        f"events --since {begin} --until {int(time.time()) + 1} --filter event=start --format", "{{json .}}"
     )
     attributes = json.loads(events.out.splitlines()[-1])["Actor"]["Attributes"]
     assert (attributes["startMethod"], float(attributes["startMilliseconds"]) > 0) == ("pooled", True)
