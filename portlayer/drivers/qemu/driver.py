@@ -17,7 +17,7 @@ from portlayer.drivers.qemu.failures import os_errors
 from portlayer.drivers.qemu.inventory import Inventory
 from portlayer.drivers.qemu.machine import QemuMachine
 from portlayer.drivers.qemu.templates import QemuCloning
-from portlayer.drivers.qemu.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import uninterrupted
 from portlayer.errors import DriverError
 
 _log = logging.getLogger(__name__)

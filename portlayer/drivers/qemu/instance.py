@@ -16,7 +16,7 @@ from pathlib import Path
 from portlayer.drivers.qemu import command, files, process, vsock
 from portlayer.drivers.qemu.failures import os_errors, qemu_failure
 from portlayer.drivers.qemu.qmp import DiskProblem, Monitor
-from portlayer.drivers.qemu.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import uninterrupted
 from portlayer.errors import DriverError
 
 CONSOLE_LIMIT_BYTES = 4 << 20

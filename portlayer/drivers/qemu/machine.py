@@ -22,7 +22,7 @@ from portlayer.drivers.qemu.instance import Instance
 from portlayer.drivers.qemu.inventory import WRITABLE_DISK, Inventory
 from portlayer.drivers.qemu.qmp import DiskProblem, Monitor
 from portlayer.drivers.qemu.stall import Stall
-from portlayer.drivers.qemu.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import uninterrupted
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
 # The directory of the process, within the machine's own, and what is kept of the run before.

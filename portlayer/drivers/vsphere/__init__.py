@@ -1,0 +1,1 @@
+"""The vSphere driver: container VMs on a vCenter or an ESXi host, through pyvmomi."""

@@ -1,0 +1,271 @@
+"""One login to vSphere, with an async face: every call runs in a thread, is tried again where that helps, and survives
+the end of the session.
+
+    created --open--> open --close--> closed
+
+**Every call may be repeated.** When a connection breaks nobody knows whether the server did what it was asked, so a
+call is simply made again, and whoever calls arranges things so that the second time does no harm: names that can be
+taken once, states that are as wanted already, changes guarded by a changeVersion.
+
+The session stays alive by the long poll of `Updates`; when it ends all the same (an administrator ends it, vCenter
+restarts) the next call logs in again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import http.client
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+from xml.parsers.expat import ExpatError
+
+from pyVim.connect import SmartStubAdapter
+from pyVmomi import vim, vmodl
+
+from portlayer.drivers.vsphere import faults
+from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint, tls_context
+from portlayer.drivers.vsphere.updates import POLL_S, Updates
+from portlayer.errors import DriverError, PortLayerError
+
+# Calls under way at once; vCenter queues what is more than a few per client anyway.
+CONCURRENCY: Final = 8
+# Waits between attempts, seconds; when they are used up the error stands.
+DELAYS_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+# For an answer to a single call: tasks are begun, not waited for, by calls, and the long poll ends sooner by itself.
+_ANSWER_TIMEOUT_S = 2.0 * POLL_S
+_PAGE = 500
+_log = logging.getLogger(__name__)
+# What pyvmomi raises, of all that it may: faults, broken connections, answers that are no SOAP.
+_RAISED = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
+
+
+class Session:
+    """Safe to use from many tasks of one event loop. Every method raises PortLayerError."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        credentials: Credentials,
+        *,
+        concurrency: int = CONCURRENCY,
+        delays_s: Sequence[float] = DELAYS_S,
+    ) -> None:
+        self.endpoint = endpoint
+        self._credentials = credentials
+        self._delays_s = tuple(delays_s)
+        self._threads = ThreadPoolExecutor(concurrency, "vsphere")
+        self._slots = asyncio.Semaphore(concurrency)
+        self._login_lock = asyncio.Lock()
+        self._logins = 0
+        self._closing = asyncio.Event()
+        self._stub: Any = None
+        self._content: Any = None
+        self._tls: Any = None
+        self.updates = Updates(self)
+
+    @property
+    def content(self) -> Any:
+        """The vim.ServiceInstanceContent: the server's managers and what it is (`about`)."""
+        if self._content is None:
+            raise DriverError(f"not connected to {self.endpoint.host}")
+        return self._content
+
+    @property
+    def tls(self) -> Any:
+        """The ssl.SSLContext that trusts the endpoint, for connections of other kinds."""
+        return self._tls
+
+    @property
+    def cookie(self) -> str:
+        """The session's cookie, `name=value`, for HTTPS to the datastores."""
+        return "" if self._stub is None else str(self._stub.cookie).partition(";")[0]
+
+    @property
+    def is_vcenter(self) -> bool:
+        """False for a single ESXi."""
+        return bool(self.content.about.apiType == "VirtualCenter")
+
+    async def open(self) -> None:
+        """Connects and logs in. Nothing is left open when it fails."""
+        try:
+            self._tls = await self._in_thread(tls_context, self.endpoint)
+            self._stub, self._content = await self._retried(self._connect, f"connecting to {self.endpoint.host}")
+            await self._retried_login(0)
+            await self.updates.open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Logs out, as far as the server hears it. Calls under way end with an error."""
+        self._closing.set()
+        await self.updates.close()
+        if self._content is not None and self._logins:
+            with contextlib.suppress(*_RAISED):
+                await self._in_thread(self._content.sessionManager.Logout)
+        if self._stub is not None:
+            await self._in_thread(self._stub.DropConnections)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def call(self, method: Callable[..., Any], *args: Any, what: str, **kwargs: Any) -> Any:
+        """The answer of a bound method of pyvmomi. `what` is being done: it begins the message of an error."""
+        return await self._retried(lambda: method(*args, **kwargs), what)
+
+    async def poll(self, method: Callable[..., Any], *args: Any) -> Any:
+        """As `call`, for the one call that takes long on purpose; made once.
+
+        Its thread is a daemon: a server that never answers does not keep the process from ending.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+
+        def ask() -> None:
+            try:
+                outcome = functools.partial(_set, answer, method(*args), None)
+            except Exception as error:
+                outcome = functools.partial(_set, answer, None, error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
+                loop.call_soon_threadsafe(outcome)
+
+        threading.Thread(target=ask, name="vsphere-poll", daemon=True).start()
+        try:
+            return await answer
+        except _RAISED as fault:
+            raise faults.translated(fault, f"following {self.endpoint.host}") from fault
+
+    async def run(
+        self,
+        method: Callable[..., Any],
+        *args: Any,
+        what: str,
+        on_progress: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls a method that begins a task, waits for the task's end without asking, gives its result.
+
+        `on_progress` hears percents. Cancelling the caller does not end the task.
+        """
+        for delay in (*self._delays_s, None):
+            task = await self.call(method, *args, what=what, **kwargs)
+            try:
+                return await self.updates.outcome(task, what, on_progress)
+            except PortLayerError as error:
+                if delay is None or error.__cause__ is None or not faults.is_retryable(error.__cause__):
+                    raise
+                _log.info("%s; trying again in %g s", error, delay)
+            await self.pause(delay)
+        raise AssertionError("the last attempt raises")
+
+    async def read(
+        self, objects: Iterable[vim.ManagedEntity], paths: Sequence[str]
+    ) -> dict[vim.ManagedEntity, dict[str, Any]]:
+        """Properties of objects, all in one call or a few; a property that is unset is left out, and so is an object
+        that is gone. Objects may be of one type only.
+        """
+        wanted = list(objects)
+        if not wanted:
+            return {}
+        collector = vmodl.query.PropertyCollector
+        spec = collector.FilterSpec(
+            propSet=[collector.PropertySpec(type=type(wanted[0]), pathSet=list(paths))],
+            objectSet=[collector.ObjectSpec(obj=one) for one in wanted],
+            reportMissingObjectsInResults=True,
+        )
+        return await self.retrieve(spec)
+
+    async def retrieve(self, spec: Any) -> dict[vim.ManagedEntity, dict[str, Any]]:
+        """As `read`, for a FilterSpec of the property collector."""
+        properties = self.content.propertyCollector
+        options = vmodl.query.PropertyCollector.RetrieveOptions(maxObjects=_PAGE)
+        found: dict[vim.ManagedEntity, dict[str, Any]] = {}
+        page = await self.call(properties.RetrievePropertiesEx, [spec], options, what="reading the inventory")
+        while page is not None:
+            for one in page.objects:
+                found[one.obj] = {item.name: item.val for item in one.propSet or ()}
+            if not page.token:
+                break
+            page = await self.call(
+                properties.ContinueRetrievePropertiesEx, page.token, what="reading more of the inventory"
+            )
+        return found
+
+    def _connect(self) -> tuple[Any, Any]:
+        stub = SmartStubAdapter(
+            host=self.endpoint.host,
+            port=self.endpoint.port,
+            sslContext=self._tls,
+            poolSize=CONCURRENCY,
+            httpConnectionTimeout=_ANSWER_TIMEOUT_S,
+        )
+        return stub, vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
+
+    async def _login(self, seen: int) -> None:
+        """Logs in, unless somebody else did since `seen` logins."""
+        async with self._login_lock:
+            if self._logins != seen:
+                return
+            manager = self.content.sessionManager
+            user, password = self._credentials.user, self._credentials.password
+            try:
+                await self._in_thread(manager.Login, user, password)
+            except _RAISED as error:
+                raise faults.translated(error, f"logging in to {self.endpoint.host} as {user}") from error
+            self._logins += 1
+        if seen:
+            self.updates.begin_again()  # what was followed went with the session
+
+    async def _retried(self, action: Callable[[], Any], what: str) -> Any:
+        """The result of `action` in a thread, however often it takes."""
+        delays = iter((*self._delays_s, None))
+        relogins = 0
+        while True:
+            logins = self._logins
+            try:
+                async with self._slots:
+                    return await self._in_thread(action)
+            except vim.fault.NotAuthenticated as fault:
+                if not logins or relogins >= len(self._delays_s):
+                    raise faults.translated(fault, what) from fault
+                relogins += 1
+                _log.info("the session with %s is over; logging in again", self.endpoint.host)
+                await self._retried_login(logins)
+            except _RAISED as fault:
+                delay = next(delays)
+                if delay is None or not faults.is_retryable(fault) or self._closing.is_set():
+                    raise faults.translated(fault, what) from fault
+                _log.info("%s: %s; trying again in %g s", what, faults.words(fault), delay)
+                await self.pause(delay)
+
+    async def _retried_login(self, seen: int) -> None:
+        for delay in (*self._delays_s, None):
+            try:
+                return await self._login(seen)
+            except PortLayerError as error:
+                if delay is None or error.__cause__ is None or not faults.is_retryable(error.__cause__):
+                    raise
+            await self.pause(delay)
+
+    async def pause(self, seconds: float) -> None:
+        """Waits before another attempt. DriverError as soon as the session is closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        if self._closing.is_set():
+            raise DriverError(f"the session with {self.endpoint.host} is closed")
+
+    async def _in_thread(self, action: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: action(*args))
+
+
+def _set(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(answer)
+    else:
+        future.set_exception(error)
