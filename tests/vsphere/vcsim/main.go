@@ -53,8 +53,9 @@ func main() {
 	server := model.Service.NewServer()
 	defer server.Close()
 
-	server.URL.User = nil
-	ready := Ready{URL: server.URL.String(), Datastores: map[string]string{}}
+	address := *server.URL // the one in use has the user whose login is accepted
+	address.User = nil
+	ready := Ready{URL: address.String(), Datastores: map[string]string{}}
 	for _, entity := range model.Map().All("Datastore") {
 		datastore := entity.(*simulator.Datastore)
 		ready.Datastores[datastore.Name] = datastore.Summary.Url

@@ -1,0 +1,51 @@
+"""The simulator fixture is what its users rely on."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+from pyVmomi import vim
+from vsphere_simulator import HOST, Simulator, session
+
+
+def names(simulator: Simulator, kind: type) -> set[str]:
+    with simulator.connected() as instance:
+        content = instance.RetrieveContent()
+        view = content.viewManager.CreateContainerView(content.rootFolder, [kind], True)
+        return {one.name for one in view.view}
+
+
+def test_inventory_is_as_promised(fresh_simulator: Simulator) -> None:
+    assert names(fresh_simulator, vim.Datastore) == {"LocalDS_0", "LocalDS_1"}
+    assert names(fresh_simulator, vim.HostSystem) == {"DC0_C0_H0", "DC0_C0_H1"}
+    assert {"VM Network", "DC0_DVPG0", "DC0_DVPG1"} <= names(fresh_simulator, vim.Network)
+    assert not names(fresh_simulator, vim.VirtualMachine)
+    assert fresh_simulator.datastore_dir("LocalDS_1").is_dir()
+
+
+def test_crashed_simulator_comes_back_at_its_port(fresh_simulator: Simulator) -> None:
+    port, files = fresh_simulator.port, fresh_simulator.datastore_dir()
+    fresh_simulator.kill()
+    assert not fresh_simulator.running
+    assert not files.exists()
+    fresh_simulator.restart()
+    assert fresh_simulator.port == port
+    assert names(fresh_simulator, vim.ClusterComputeResource) == {"DC0_C0"}
+
+
+def test_nothing_is_left_on_disk(tmp_path: Path) -> None:
+    simulator = Simulator(tmp_path)
+    simulator.close()
+    assert not list((tmp_path / "files").iterdir())
+
+
+def test_strangers_are_refused(simulator: Simulator) -> None:
+    with pytest.raises(vim.fault.InvalidLogin), session(simulator.port, simulator.certificate, "else", "wrong"):
+        pass
+
+
+def test_certificate_is_its_own(simulator: Simulator) -> None:
+    shown = ssl.get_server_certificate((HOST, simulator.port))
+    assert ssl.PEM_cert_to_DER_cert(shown) == ssl.PEM_cert_to_DER_cert(simulator.certificate.certificate.read_text())
