@@ -7,15 +7,11 @@ container is (its record) is stored with its machine, so a new port layer finds 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
-
-# Serial numbers by which the agent finds its disks.
-IMAGE_DISK_SERIAL = "image"
-WRITABLE_DISK_SERIAL = "writable"
 
 
 class PowerState(StrEnum):
@@ -26,12 +22,41 @@ class PowerState(StrEnum):
     PAUSED = "paused"
 
 
+class Change(StrEnum):
+    """What can happen to a machine without the port layer's doing."""
+
+    POWERED_ON = "powered on"
+    POWERED_OFF = "powered off"
+    SUSPENDED = "suspended"
+    MIGRATED = "migrated"
+    CONNECTION = "connection"
+    ALARM = "alarm"
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class MachineChange:
+    """A change, whoever made it: the port layer knows which ones it ordered. `attributes` are for people."""
+
+    machine_id: str
+    kind: Change
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiskNames:
+    """How the agent finds a machine's disks: serial numbers, or "scsi:N" for the Nth place at the SCSI controller."""
+
+    image: str
+    writable: str
+
+
 @dataclass(frozen=True)
 class MachineSpec:
     """Shape of a machine; fixed when it is created.
 
-    `image_disk` is a name in the datastore; the disk is attached read-only under IMAGE_DISK_SERIAL. The writable disk
-    (ext4, empty, `writable_disk_bytes` large) is made with the machine and attached under WRITABLE_DISK_SERIAL.
+    `image_disk` is a name in the datastore; the disk is attached read-only. The writable disk (ext4, empty,
+    `writable_disk_bytes` large) is made with the machine. `name` and `image_name` are for people.
     """
 
     id: str
@@ -40,6 +65,7 @@ class MachineSpec:
     cpus: int
     image_disk: str
     writable_disk_bytes: int
+    image_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,10 @@ class Guest(Protocol):
 
     @property
     def shape(self) -> Shape: ...
+
+    @property
+    def disk_names(self) -> DiskNames:
+        """How its agent finds the disks of a container, and practice disks."""
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
 
@@ -165,7 +195,11 @@ class Machine(Protocol):
         """Host-local directory of this machine, for the port layer's files (log); removed with the machine."""
 
     @property
-    def console_log(self) -> Path | None:
+    def location(self) -> str:
+        """Where an administrator finds it: a directory, the VM's name in vCenter."""
+
+    @property
+    def console_log(self) -> str | None:
         """Where the console is kept, for whoever debugs."""
 
     async def read_record(self) -> bytes:
@@ -207,8 +241,18 @@ class MachineDriver(Protocol):
         """The hypervisor: "qemu" or "vsphere"."""
 
     @property
+    def disk_names(self) -> DiskNames:
+        """The same for all its machines."""
+
+    @property
     def cloning(self) -> Cloning | None:
         """Instant clone, where the driver has it."""
+
+    def on_change(self, listener: Callable[[MachineChange], None]) -> None:
+        """Tells `listener`, in the event loop, what happens to machines, from now on.
+
+        A hypervisor that only does what it is told by this port layer has nothing to tell.
+        """
 
     async def open(self) -> None:
         """Makes the driver ready and removes what a crash left half-made. Called once, first."""

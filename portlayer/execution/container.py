@@ -192,6 +192,7 @@ class Container:
             memory_limit_bytes=self._size.memory_limit_bytes,
             cpu_limit_ns_per_s=self._size.cpu_limit_ns_per_s,
             machine_id=self.id[:32],
+            disks=self._host.driver.disk_names,
         )
         response = await run.launch(request)
         self._move(Action.LAUNCHED)
@@ -531,8 +532,9 @@ class Container:
                 raise ConflictError(f'cannot remove container "/{self.name}": container is {word}{what}')
             self._move(Action.REMOVE)
             try:
-                # Noted so that a removal cut short is finished later; on a full disk removing is what matters.
-                with contextlib.suppress(ExhaustedError):
+                # Noted so that a removal cut short is finished later; on a full disk, or when somebody else has removed
+                # the machine, removing is what matters.
+                with contextlib.suppress(ExhaustedError, NotFoundError):
                     await self._save()
                 self.log.close()
                 await self._host.driver.destroy(self.machine)
@@ -555,6 +557,40 @@ class Container:
                 self.record.container.name = old
                 raise
             self.emit("rename", {"oldName": f"/{old}"})
+
+    # --- what others do to its machine
+
+    async def machine_gone(self) -> None:
+        """Somebody removed the VM: the container is no more, and its log with it."""
+        if not self.removed.done() and self.state.status != states.REMOVING:
+            _log.warning("container %s: its VM was removed by somebody else", self.id[:12])
+            await self._halt()
+            await self.remove(force=True)
+
+    async def machine_powered_on(self) -> None:
+        """Somebody switched the VM on, or let it go on: that starts, or unpauses, the container."""
+        async with self._lock:
+            if self.state.status == states.PAUSED and await self.machine.power_state() is PowerState.RUNNING:
+                self._move(Action.RESUME)
+                await self._save()
+                self.emit("unpause", {"reason": "the VM was resumed"})
+                return
+            if self.state.status in states.ACTIVE or self.removed.done() or not self._settled.is_set():
+                return
+            # Told late of a power-on of our own, the run of which is over: then it is off.
+            if await self.machine.power_state() is not PowerState.RUNNING:
+                return
+        _log.info("container %s is started, since its VM was powered on", self.id[:12])
+        await self.start()
+
+    async def machine_suspended(self) -> None:
+        """Somebody suspended the VM: the container is paused."""
+        async with self._lock:
+            if self.state.status != states.RUNNING or await self.machine.power_state() is not PowerState.PAUSED:
+                return
+            self._move(Action.PAUSE)
+            await self._save()
+            self.emit("pause", {"reason": "the VM was suspended"})
 
     # --- waiting
 

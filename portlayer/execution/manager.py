@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.message import DecodeError
 
-from portlayer.drivers.base import Machine, MachineDriver, MachineSpec
+from portlayer.drivers.base import Machine, MachineChange, MachineDriver, MachineSpec
 from portlayer.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PortLayerError
 from portlayer.events import EventHub
 from portlayer.execution import names, process_spec, states
+from portlayer.execution.behind_our_back import follow_change
 from portlayer.execution.container import RECORD_VERSION, Container, Host
 from portlayer.execution.exec_process import ExecProcess
 from portlayer.execution.process_spec import ImageConfig
@@ -82,6 +83,7 @@ class Manager:
 
     async def open(self) -> None:
         """Finds the containers in the driver's inventory and takes them up."""
+        self._driver.on_change(self._machine_changed)
         for machine in await self._driver.list():
             container = await self._load(machine)
             if container is not None:
@@ -222,6 +224,7 @@ class Manager:
                     cpus=size.cpus,
                     image_disk=disk,
                     writable_disk_bytes=size.disk_bytes,
+                    image_name=whole.image,
                 ),
                 record.SerializeToString(),
             )
@@ -258,10 +261,14 @@ class Manager:
         return self._container(machine, record, self._size(record.container.spec))
 
     def _container(self, machine: Machine, record: record_pb2.ContainerRecord, size: Size) -> Container:
-        console = machine.console_log
-        record.container.machine = str(machine.directory)
-        record.container.console_log_path = str(console) if console else ""
+        record.container.machine = machine.location
+        record.container.console_log_path = machine.console_log or ""
         return Container(self._host, machine, record, size)
+
+    def _machine_changed(self, change: MachineChange) -> None:
+        """Something happened to a machine; whether by our order the container knows."""
+        if (container := self._containers.get(change.machine_id)) is not None:
+            self._tasks.spawn(follow_change(container, change), f"{change.kind} {container.id[:12]}")
 
     def _add(self, container: Container) -> None:
         self._containers[container.id] = container

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from portlayer.drivers.base import IMAGE_DISK_SERIAL, WRITABLE_DISK_SERIAL
+from portlayer.drivers.base import DiskNames
 from portlayer.errors import InvalidArgumentError
 from portlayer.execution import health, restarts
 from portlayer.v1 import execution_pb2, types_pb2
@@ -113,6 +113,7 @@ def init_request(
     memory_limit_bytes: int,
     cpu_limit_ns_per_s: int,
     machine_id: str,
+    disks: DiskNames,
 ) -> tether_pb2.StartRequest:
     """The agent's Start for a container; limits 0 where the VM's size is the limit."""
     process = spec.process
@@ -122,8 +123,8 @@ def init_request(
         wall_clock_unix_ns=time.time_ns(),
         hostname=spec.hostname,
         domainname=spec.domainname,
-        image_disk=tether_pb2.Disk(serial=IMAGE_DISK_SERIAL, filesystem="squashfs"),
-        writable_disk=tether_pb2.Disk(serial=WRITABLE_DISK_SERIAL, filesystem="ext4"),
+        image_disk=tether_pb2.Disk(serial=disks.image, filesystem="squashfs"),
+        writable_disk=tether_pb2.Disk(serial=disks.writable, filesystem="ext4"),
         read_only_root=spec.read_only_root,
         tmpfs=[tether_pb2.Tmpfs(target=mount.target, options=mount.options) for mount in spec.tmpfs],
         shm_size_bytes=spec.shm_size_bytes,

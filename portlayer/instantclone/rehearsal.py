@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 
 from portlayer.agent import AgentClient, AgentError
 from portlayer.agent.waiting import answer_while_on
-from portlayer.drivers.base import Guest
+from portlayer.drivers.base import DiskNames, Guest
 from portlayer.errors import DriverError
 from portlayer.execution.process_spec import init_request
 from portlayer.v1 import types_pb2
@@ -33,14 +33,14 @@ async def rehearse(guest: Guest, times: int) -> None:
             await _while_on(guest, agent.hello(timeout_s=_BOOT_S))
             await guest.attach_practice_disks()
             for _ in range(times):
-                await _while_on(guest, _start_and_end(agent))
+                await _while_on(guest, _start_and_end(agent, guest.disk_names))
             await guest.detach_practice_disks()
     except AgentError as error:
         raise DriverError(f"a start could not be rehearsed: {error}") from error
 
 
-async def _start_and_end(agent: AgentClient) -> None:
-    request = _request()
+async def _start_and_end(agent: AgentClient, disks: DiskNames) -> None:
+    request = _request(disks)
     response = await agent.start(request, timeout_s=_START_S)
     if response.HasField("failure"):
         raise DriverError(f"a start could not be rehearsed: {response.failure.message}")
@@ -52,11 +52,16 @@ async def _start_and_end(agent: AgentClient) -> None:
     await agent.reset(timeout_s=_START_S)
 
 
-def _request() -> tether_pb2.StartRequest:
+def _request(disks: DiskNames) -> tether_pb2.StartRequest:
     process = types_pb2.ProcessConfig(cmd=_PROGRAM, env=["PATH=/sbin"])
     spec = types_pb2.ContainerSpec(process=process, hostname="rehearsal", init_process=True)
     request = init_request(
-        spec, secrets.token_hex(16), memory_limit_bytes=0, cpu_limit_ns_per_s=0, machine_id=secrets.token_hex(16)
+        spec,
+        secrets.token_hex(16),
+        memory_limit_bytes=0,
+        cpu_limit_ns_per_s=0,
+        machine_id=secrets.token_hex(16),
+        disks=disks,
     )
     request.rehearsal = True
     return request

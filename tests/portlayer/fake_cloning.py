@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from fake_driver import FakeVm
 
-from portlayer.drivers.base import Clone, Parent, Shape, Template
+from portlayer.drivers.base import Clone, DiskNames, Parent, Shape, Template
 from portlayer.errors import DriverError
 
 MIB = 1 << 20
@@ -17,6 +17,8 @@ CLONE_BYTES = 40 * MIB
 
 class FakeGuest:
     """Implements Guest."""
+
+    disk_names = DiskNames("image", "writable")
 
     def __init__(self, shape: Shape, home: FakeCloning) -> None:
         self.shape = shape

@@ -6,12 +6,20 @@ import asyncio
 import contextlib
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fake_agent import FakeAgent
 
-from portlayer.drivers.base import Clone, Cloning, Machine, MachineSpec, PowerState
+from portlayer.drivers.base import (
+    Clone,
+    Cloning,
+    DiskNames,
+    Machine,
+    MachineChange,
+    MachineSpec,
+    PowerState,
+)
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
 
@@ -64,8 +72,12 @@ class FakeMachine:
         return self.spec.id
 
     @property
-    def console_log(self) -> Path | None:
-        return self.directory / "console.log"
+    def location(self) -> str:
+        return str(self.directory)
+
+    @property
+    def console_log(self) -> str | None:
+        return str(self.directory / "console.log")
 
     @property
     def agent(self) -> FakeAgent | None:
@@ -132,12 +144,14 @@ class FakeDriver:
     """Implements MachineDriver; survives the port layers of a test, as a hypervisor does."""
 
     name = "fake"
+    disk_names = DiskNames("image", "writable")
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.machines: dict[str, FakeMachine] = {}
         self.fail_next: dict[str, Exception] = {}
         self.cloning: Cloning | None = None
+        self.tell: Callable[[MachineChange], None] = lambda change: None
 
     async def open(self) -> None:
         pass
@@ -164,6 +178,9 @@ class FakeDriver:
         self.machines.pop(machine.id, None)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(machine.directory)
+
+    def on_change(self, listener: Callable[[MachineChange], None]) -> None:
+        self.tell = listener
 
     async def info(self) -> Mapping[str, str]:
         return {"Accelerator": "none", "Guest kernel": "6.1"}

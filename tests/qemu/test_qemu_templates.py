@@ -148,7 +148,8 @@ async def run(machine: Machine, script: str, *, kill_at_output: Callable[[], Non
     limits = {"memory_limit_bytes": 0, "cpu_limit_ns_per_s": 0}
     output = b""
     async with asyncio.timeout(120), AgentClient(machine.open_channel) as agent:
-        request = init_request(spec, secrets.token_hex(16), machine_id=secrets.token_hex(16), **limits)
+        machine_id = secrets.token_hex(16)
+        request = init_request(spec, secrets.token_hex(16), machine_id=machine_id, disks=command.DISK_NAMES, **limits)
         response = await agent.start(request, timeout_s=100)
         assert response.pid, response
         follow = agent.follow("init", 0)

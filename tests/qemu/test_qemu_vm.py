@@ -136,13 +136,14 @@ async def test_console_is_bounded_without_anyone_looking(driver: QemuDriver, mon
     monkeypatch.setattr(instance, "CONSOLE_LIMIT_BYTES", 7)
     machine = await running(driver)
     assert machine.console_log is not None
+    console = Path(machine.console_log)
     async with asyncio.timeout(60), agent.AgentClient(machine.open_channel) as client:
         await client.hello(timeout_s=50)
     async with asyncio.timeout(10):
-        while machine.console_log.stat().st_size < 7:
+        while console.stat().st_size < 7:
             await asyncio.sleep(0.01)
-    assert machine.console_log.stat().st_size == 7
-    first = machine.console_log.read_bytes()
+    assert console.stat().st_size == 7
+    first = console.read_bytes()
     await machine.power_off()
     await machine.power_on()
     assert (machine.directory / machines.OLD_CONSOLE_LOG).read_bytes() == first

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from portlayer.drivers.base import IMAGE_DISK_SERIAL, WRITABLE_DISK_SERIAL, MachineSpec, Shape
+from portlayer.drivers.base import DiskNames, MachineSpec, Shape
 from portlayer.drivers.qemu.vsock import VIRTIO, VSOCK, Address
 
 PROGRAM = "qemu-system-x86_64"
 MACHINE_TYPE = "pc-q35-7.2"
 CHANNEL_PORT = "vch.agent"
+# The disks' serial numbers.
+DISK_NAMES = DiskNames("image", "writable")
 
 # How the names of all guests begin, in QEMU's command line.
 GUEST = "guest=vch-"
@@ -138,8 +140,8 @@ def machine_command(
         *_devices(qmp_fd, line),
         # Gives memory that the guest has freed back to the host, without anyone asking.
         *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on"),
-        *_disk(IMAGE_NODE, file_options(DiskFile(image_disk, read_only=True)), IMAGE_DISK_SERIAL),
-        *_disk(WRITABLE_NODE, file_options(DiskFile(writable_disk, read_only=False)), WRITABLE_DISK_SERIAL),
+        *_disk(IMAGE_NODE, file_options(DiskFile(image_disk, read_only=True)), DISK_NAMES.image),
+        *_disk(WRITABLE_NODE, file_options(DiskFile(writable_disk, read_only=False)), DISK_NAMES.writable),
     ]
 
 
@@ -164,8 +166,8 @@ def template_command(
         *("-smp", str(shape.cpus)),
         *begin,
         *_devices(qmp_fd, line),
-        *_disk(IMAGE_NODE, no_disk_options(IMAGE_NODE), IMAGE_DISK_SERIAL),
-        *_disk(WRITABLE_NODE, no_disk_options(WRITABLE_NODE), WRITABLE_DISK_SERIAL),
+        *_disk(IMAGE_NODE, no_disk_options(IMAGE_NODE), DISK_NAMES.image),
+        *_disk(WRITABLE_NODE, no_disk_options(WRITABLE_NODE), DISK_NAMES.writable),
     ]
 
 

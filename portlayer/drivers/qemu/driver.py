@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from portlayer.drivers.base import Cloning, Machine, MachineSpec
+from portlayer.drivers.base import Cloning, DiskNames, Machine, MachineChange, MachineSpec
 from portlayer.drivers.qemu import accelerator as accelerators
 from portlayer.drivers.qemu import command, process, vsock
 from portlayer.drivers.qemu import guest_image as guest_images
@@ -49,6 +49,10 @@ class QemuDriver:
         return "qemu"
 
     @property
+    def disk_names(self) -> DiskNames:
+        return command.DISK_NAMES
+
+    @property
     def cloning(self) -> Cloning | None:
         return self._cloning if self._channel.channel == vsock.VIRTIO else None
 
@@ -86,6 +90,9 @@ class QemuDriver:
 
     async def destroy(self, machine: Machine) -> None:
         await uninterrupted(self._destroy(machine.id))
+
+    def on_change(self, listener: Callable[[MachineChange], None]) -> None:
+        """Nothing to tell: nobody else has a hand in these machines."""
 
     async def info(self) -> Mapping[str, str]:
         qemu, choice = self._ready()

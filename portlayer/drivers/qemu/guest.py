@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
-from portlayer.drivers.base import Shape, Template
+from portlayer.drivers.base import DiskNames, Shape, Template
 from portlayer.drivers.qemu import command, files, process
 from portlayer.drivers.qemu.disks import EmptyDisks
 from portlayer.drivers.qemu.failures import os_errors
@@ -35,6 +35,10 @@ class QemuGuest:
     @property
     def shape(self) -> Shape:
         return self._shape
+
+    @property
+    def disk_names(self) -> DiskNames:
+        return command.DISK_NAMES
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await self._own.open_channel()

@@ -58,8 +58,12 @@ class QemuMachine:
         return self._inventory.directory(self.id)
 
     @property
-    def console_log(self) -> Path | None:
-        return self.directory / PROCESS / command.CONSOLE_LOG
+    def location(self) -> str:
+        return str(self.directory)
+
+    @property
+    def console_log(self) -> str | None:
+        return str(self.directory / PROCESS / command.CONSOLE_LOG)
 
     async def read_record(self) -> bytes:
         with os_errors(f"reading the record of machine {self.id}"):

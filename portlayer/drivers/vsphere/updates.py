@@ -60,6 +60,7 @@ class Updates:
         self._sources: list[Source] = [self._tasks]
         self._collector: Any = None
         self._filters: dict[str, Source] = {}
+        self._first = True
         self._following: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
@@ -98,6 +99,7 @@ class Updates:
         session = self._session
         async with self._lock:
             await self._end_collector()
+            self._first = True
             properties = session.content.propertyCollector
             self._collector = await session.call(properties.CreatePropertyCollector, what="following vSphere")
             for source in self._sources:
@@ -147,7 +149,8 @@ class Updates:
                 self._apply(updates)
 
     def _apply(self, updates: Any) -> None:
-        touched: list[Source] = []
+        # The first answer is the complete picture of everything, also of what has nothing to show.
+        touched = list(self._sources) if self._first else []
         for of_filter in updates.filterSet or ():
             source = self._filters.get(of_filter.filter._moId)
             if source is None:
@@ -156,6 +159,7 @@ class Updates:
             for update in of_filter.objectSet or ():
                 source.apply(update)
         if not updates.truncated:
+            self._first = False
             for source in touched:
                 source.complete()
 

@@ -1,0 +1,228 @@
+"""A container's VM as vSphere is told of it: pure functions from a MachineSpec to ConfigSpecs.
+
+    PVSCSI   unit 0  the image: a child of the image's disk, independent and non-persistent
+             unit 1  the writable disk: a child of an empty one
+    IDE      0:0     CD-ROM with the guest image
+    serial   0       console, into console.log beside the VM
+             1       the agent's channel, through the concentrator
+    VMXNET3          on the bridge network, unless the container has loopback only
+
+Both disks are children (delta disks) in the VM's own directory. Removing a VM removes the disks that are attached to
+it, whoever does it: an administrator who deletes a container's VM must not delete the image of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyVmomi import vim
+
+from portlayer.drivers.base import MachineSpec
+from portlayer.drivers.vsphere.extra_config import Boot
+
+GUEST_ID = "vmwarePhoton64Guest"
+IMAGE_UNIT, WRITABLE_UNIT = 0, 1
+CONSOLE_LOG = "console.log"
+SERVICE = "vch://"
+_MIB = 1 << 20
+_KIB = 1 << 10
+_MAX_NAME = 80
+# Keys of devices that are being added are negative, and stand for one another within one request.
+_SCSI, _IMAGE, _WRITABLE, _CDROM, _CONSOLE, _CHANNEL, _NIC = -1, -2, -3, -4, -5, -6, -7
+# Every VM has these controllers without being asked.
+_FIRST_IDE, _SIO = 200, 400
+_Operation = vim.vm.device.VirtualDeviceSpec.Operation
+_FileOperation = vim.vm.device.VirtualDeviceSpec.FileOperation
+_DiskMode = vim.vm.device.VirtualDiskOption.DiskMode
+# Of every VM of ours.
+_OPTIONS = {
+    "disk.EnableUUID": "TRUE",
+    # The guest may read guestinfo, not write it.
+    "isolation.tools.setInfo.disable": "TRUE",
+    # Nobody is there to be asked whether the console goes on in the file of the run before.
+    "answer.msg.serial.file.open": "Append",
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a VM's parts come from; disks and the ISO as "[datastore] path".
+
+    `datastore` is where the VM itself goes. `network`, a vim.Network, is None for loopback only.
+    """
+
+    datastore: str
+    image_disk: str
+    empty_disk: str
+    boot: Boot
+    token: str
+    network: Any
+    port_group: Any
+
+
+def creation(
+    spec: MachineSpec, name: str, hardware: Hardware, uuid: str, values: Mapping[str, str], annotation: str
+) -> vim.vm.ConfigSpec:
+    """The whole VM."""
+    config = _bare(spec.memory_bytes, spec.cpus, name, hardware.datastore, uuid, values, annotation)
+    config.deviceChange = [
+        _scsi_controller(),
+        *disks(hardware.image_disk, hardware.empty_disk, spec.writable_disk_bytes, _SCSI),
+        *_boot_devices(hardware, name),
+        *nics(hardware),
+    ]
+    return config
+
+
+def parent(
+    memory_bytes: int, cpus: int, name: str, hardware: Hardware, uuid: str, values: Mapping[str, str], annotation: str
+) -> vim.vm.ConfigSpec:
+    """A VM to be cloned from: as a container's, without disks."""
+    config = _bare(memory_bytes, cpus, name, hardware.datastore, uuid, values, annotation)
+    config.deviceChange = [_scsi_controller(), *_boot_devices(hardware, name), *nics(hardware)]
+    return config
+
+
+def display_name(template: str, container: str, container_id: str) -> str:
+    """The VM's name in vCenter. vSphere escapes '/', '\\' and '%' in names itself, so they do not get there."""
+    short = container_id[:12]
+    room = _MAX_NAME - len(template.format(name="", id=short))
+    clean = "".join("_" if letter in "/\\%" else letter for letter in container)
+    return template.format(name=clean[: max(0, room)], id=short)
+
+
+def console_log(datastore: str, name: str) -> str:
+    """Where the console of a VM of that name is kept: beside it, in the directory that vSphere gives the VM's name."""
+    return f"[{datastore}] {name}/{CONSOLE_LOG}"
+
+
+def options(values: Mapping[str, str]) -> list[vim.option.OptionValue]:
+    return [vim.option.OptionValue(key=key, value=value) for key, value in values.items()]
+
+
+def disks(image: str, empty: str, writable_bytes: int, controller: int) -> list[vim.vm.device.VirtualDeviceSpec]:
+    """A container's two disks, on the controller of that key."""
+    return [
+        _child_disk(_IMAGE, image, controller, IMAGE_UNIT, _DiskMode.independent_nonpersistent, None),
+        _child_disk(_WRITABLE, empty, controller, WRITABLE_UNIT, _DiskMode.independent_persistent, writable_bytes),
+    ]
+
+
+def nics(hardware: Hardware) -> list[vim.vm.device.VirtualDeviceSpec]:
+    if hardware.network is None:
+        return []
+    card = vim.vm.device.VirtualVmxnet3(key=_NIC, backing=hardware.port_group, connectable=_connected())
+    return [_added(card)]
+
+
+def reboot_edits(devices: list[Any], boot: Boot) -> list[vim.vm.device.VirtualDeviceSpec]:
+    """Changes to a VM's devices that make it boot from and dial what `boot` says."""
+    edits = []
+    for device in devices:
+        if isinstance(device, vim.vm.device.VirtualCdrom):
+            device.backing = _iso(boot.guest_iso)
+            device.connectable = _connected()
+        elif is_channel(device):
+            device.backing.proxyURI = boot.proxy_uri
+        else:
+            continue
+        edits.append(vim.vm.device.VirtualDeviceSpec(operation=_Operation.edit, device=device))
+    return edits
+
+
+def is_channel(device: Any) -> bool:
+    """Whether it is the serial port of the agent's channel."""
+    if not isinstance(device, vim.vm.device.VirtualSerialPort):
+        return False
+    return isinstance(device.backing, vim.vm.device.VirtualSerialPort.URIBackingInfo)
+
+
+def connection_edit(device: Any, *, connected: bool) -> vim.vm.device.VirtualDeviceSpec:
+    """Plugs a device of a running VM in, or out."""
+    device.connectable = _connected()
+    device.connectable.connected = connected
+    return vim.vm.device.VirtualDeviceSpec(operation=_Operation.edit, device=device)
+
+
+def _bare(
+    memory_bytes: int, cpus: int, name: str, datastore: str, uuid: str, values: Mapping[str, str], annotation: str
+) -> vim.vm.ConfigSpec:
+    return vim.vm.ConfigSpec(
+        name=name,
+        annotation=annotation,
+        guestId=GUEST_ID,
+        instanceUuid=uuid,
+        uuid=uuid,
+        memoryMB=-(-memory_bytes // _MIB),
+        numCPUs=cpus,
+        numCoresPerSocket=1,
+        firmware=vim.vm.GuestOsDescriptor.FirmwareType.bios,
+        files=vim.vm.FileInfo(vmPathName=f"[{datastore}]"),
+        bootOptions=vim.vm.BootOptions(bootDelay=0, bootOrder=[vim.vm.BootOptions.BootableCdromDevice()]),
+        extraConfig=options({**_OPTIONS, **values}),
+    )
+
+
+def _scsi_controller() -> vim.vm.device.VirtualDeviceSpec:
+    return _added(
+        vim.vm.device.ParaVirtualSCSIController(
+            key=_SCSI, busNumber=0, sharedBus=vim.vm.device.VirtualSCSIController.Sharing.noSharing
+        )
+    )
+
+
+def _child_disk(
+    key: int, parent_disk: str, controller: int, unit: int, mode: str, capacity_bytes: int | None
+) -> vim.vm.device.VirtualDeviceSpec:
+    flat: Any = vim.vm.device.VirtualDisk.FlatVer2BackingInfo
+    backing = flat(fileName="", diskMode=mode, thinProvisioned=True, parent=flat(fileName=parent_disk, diskMode=mode))
+    disk = vim.vm.device.VirtualDisk(key=key, controllerKey=controller, unitNumber=unit, backing=backing)
+    if capacity_bytes is not None:
+        disk.capacityInKB = capacity_bytes // _KIB
+    return _added(disk, _FileOperation.create)
+
+
+def _boot_devices(hardware: Hardware, name: str) -> list[vim.vm.device.VirtualDeviceSpec]:
+    cdrom = vim.vm.device.VirtualCdrom(
+        key=_CDROM,
+        controllerKey=_FIRST_IDE,
+        unitNumber=0,
+        backing=_iso(hardware.boot.guest_iso),
+        connectable=_connected(),
+    )
+    port: Any = vim.vm.device.VirtualSerialPort
+    console = port(
+        key=_CONSOLE,
+        controllerKey=_SIO,
+        unitNumber=0,
+        backing=port.FileBackingInfo(fileName=console_log(hardware.datastore, name)),
+        yieldOnPoll=True,
+        connectable=_connected(),
+    )
+    channel = port(
+        key=_CHANNEL,
+        controllerKey=_SIO,
+        unitNumber=1,
+        backing=port.URIBackingInfo(
+            serviceURI=f"{SERVICE}{hardware.token}",
+            direction="client",
+            proxyURI=hardware.boot.proxy_uri,
+        ),
+        yieldOnPoll=True,
+        connectable=_connected(),
+    )
+    return [_added(cdrom), _added(console), _added(channel)]
+
+
+def _iso(path: str) -> vim.vm.device.VirtualCdrom.IsoBackingInfo:
+    return vim.vm.device.VirtualCdrom.IsoBackingInfo(fileName=path)
+
+
+def _connected() -> vim.vm.device.VirtualDevice.ConnectInfo:
+    return vim.vm.device.VirtualDevice.ConnectInfo(startConnected=True, allowGuestControl=False, connected=True)
+
+
+def _added(device: Any, file_operation: str | None = None) -> vim.vm.device.VirtualDeviceSpec:
+    return vim.vm.device.VirtualDeviceSpec(operation=_Operation.add, device=device, fileOperation=file_operation)

@@ -1,0 +1,115 @@
+"""What we keep in a VM's extraConfig, as keys and values.
+
+    guestinfo.vch.id            the container's id
+    guestinfo.vch.spec          the shape of the machine (MachineSpec), JSON
+    guestinfo.vch.record        the port layer's record, base64, its first piece
+    guestinfo.vch.record.N      its further pieces, N from 1
+    guestinfo.vch.record.size   how many bytes it has, so that an old piece is not taken for one of it
+    vch.token                   what the serial port authorises itself with; not for the guest
+    vch.boot                    what the VM was last made to boot from and dial, JSON
+
+A value has to stay below 64 KiB and all of guestinfo below 1 MiB (the RPC's limits). All values of one write go in one
+reconfiguration, which vSphere does whole or not at all. A guest can write guestinfo unless it is kept from it: VMs get
+`isolation.tools.setInfo.disable`, and what is read back is checked as anything from a guest.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from portlayer.drivers.base import MachineSpec
+from portlayer.errors import DriverError, ExhaustedError
+
+ID = "guestinfo.vch.id"
+SPEC = "guestinfo.vch.spec"
+RECORD = "guestinfo.vch.record"
+RECORD_SIZE = "guestinfo.vch.record.size"
+TOKEN = "vch.token"
+BOOT = "vch.boot"
+_PIECE = 48 * 1024  # characters
+_MAX_RECORD_BYTES = 512 * 1024
+_ID = re.compile(r"[0-9a-f]{12,64}")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What a VM is made to boot from, and where its serial port dials: what a newer port layer may have to change."""
+
+    guest_iso: str
+    proxy_uri: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was read of a VM that is ours."""
+
+    spec: MachineSpec
+    token: str
+    boot: Boot
+
+
+def fixed(spec: MachineSpec, token: str) -> dict[str, str]:
+    """What never changes."""
+    return {ID: spec.id, SPEC: json.dumps(dataclasses.asdict(spec), sort_keys=True), TOKEN: token}
+
+
+def boot(boot: Boot) -> dict[str, str]:
+    return {BOOT: json.dumps(dataclasses.asdict(boot), sort_keys=True)}
+
+
+def record(data: bytes) -> dict[str, str]:
+    """ExhaustedError when there is no room for so much."""
+    if len(data) > _MAX_RECORD_BYTES:
+        raise ExhaustedError(
+            f"the container's configuration has {len(data)} bytes, a VM has room for"
+            f" {_MAX_RECORD_BYTES}: pass large values as files of an image or a volume"
+        )
+    text = base64.b64encode(data).decode()
+    pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)] or [""]
+    return {RECORD_SIZE: str(len(data))} | {_piece(number): piece for number, piece in enumerate(pieces)}
+
+
+def record_keys(size: int) -> list[str]:
+    """The keys of a record of that size. DriverError when there can be no such record."""
+    if not 0 <= size <= _MAX_RECORD_BYTES:
+        raise DriverError(f"the VM says that its record has {size} bytes")
+    characters = 4 * -(-size // 3)
+    return [_piece(number) for number in range(max(1, -(-characters // _PIECE)))]
+
+
+def read_record(values: Mapping[str, str]) -> bytes:
+    """The record out of `values`. DriverError when it is not whole."""
+    try:
+        size = int(values[RECORD_SIZE])
+        data = base64.b64decode("".join(values[key] for key in record_keys(size)), validate=True)
+    except (KeyError, ValueError, binascii.Error) as error:
+        raise DriverError(f"the VM's record is not whole: {error!r}") from error
+    if len(data) != size:
+        raise DriverError(f"the VM's record has {len(data)} bytes instead of {size}")
+    return data
+
+
+def read(values: Mapping[str, str]) -> Kept:
+    """What the other keys say. DriverError when that makes no machine."""
+    try:
+        data = json.loads(values[SPEC])
+        known = {field.name: data[field.name] for field in dataclasses.fields(MachineSpec) if field.name in data}
+        spec = MachineSpec(**known)
+        said = json.loads(values.get(BOOT) or "{}")
+        kept = Kept(spec, values[TOKEN], Boot(str(said.get("guest_iso", "")), str(said.get("proxy_uri", ""))))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DriverError(f"its extraConfig is not readable: {error!r}") from error
+    if spec.id != values.get(ID) or not _ID.fullmatch(str(spec.id)) or not _TOKEN.fullmatch(kept.token):
+        raise DriverError("its extraConfig contradicts itself")
+    return kept
+
+
+def _piece(number: int) -> str:
+    return f"{RECORD}.{number}" if number else RECORD

@@ -1,0 +1,101 @@
+"""What others do to a container's machine: the container follows, and what it ordered itself is no news to it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from portlayer.drivers.base import Change, MachineChange
+from portlayer.errors import NotFoundError
+from portlayer.execution import Container, states
+from portlayer.v1 import types_pb2
+
+if TYPE_CHECKING:
+    from conftest import Host
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+async def told(host: Host, container: Container, kind: Change, **attributes: str) -> None:
+    """The driver tells, and the port layer has done what follows."""
+    before = set(asyncio.all_tasks())
+    host.driver.tell(MachineChange(container.id, kind, attributes))
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(asyncio.all_tasks() - before))
+
+
+async def test_a_vm_that_was_powered_on_starts_its_container(host: Host) -> None:
+    container = await host.create("sleep")
+    await container.machine.power_on()
+    host.driver.tell(MachineChange(container.id, Change.POWERED_ON))
+    await until(lambda: container.state.status == states.RUNNING)
+    assert host.actions() == ["create", "start"]
+    await container.remove(force=True)
+
+
+async def test_a_power_on_of_ours_that_is_told_late_starts_nothing(host: Host) -> None:
+    container = await host.create("exit", "0")
+    await container.start()
+    await until(lambda: container.state.status == states.EXITED)
+    await container._settled.wait()
+    await told(host, container, Change.POWERED_ON)
+    assert host.actions() == ["create", "start", "die"]
+    await container.remove(force=True)
+
+
+async def test_a_suspended_vm_is_a_paused_container(host: Host) -> None:
+    container = await host.create("sleep")
+    await container.start()
+    await container.machine.pause()
+    await told(host, container, Change.SUSPENDED)
+    assert container.state.status == states.PAUSED
+    await told(host, container, Change.SUSPENDED)
+    await container.machine.resume()
+    await told(host, container, Change.POWERED_ON)
+    assert container.state.status == states.RUNNING
+    assert host.actions() == ["create", "start", "pause", "unpause"]
+    await container.remove(force=True)
+
+
+async def test_our_own_pause_is_no_news(host: Host) -> None:
+    container = await host.create("sleep")
+    await container.start()
+    await container.pause()
+    await told(host, container, Change.SUSPENDED)
+    await container.resume()
+    await told(host, container, Change.POWERED_ON)
+    assert host.actions() == ["create", "start", "pause", "unpause"]
+    await container.remove(force=True)
+
+
+async def test_a_removed_vm_is_a_removed_container(host: Host) -> None:
+    always = types_pb2.RestartPolicy(kind=types_pb2.RestartPolicy.KIND_ALWAYS)
+    for container in (await host.create("sleep", name="idle"), await host.create("sleep", restart=always)):
+        if container.name != "idle":
+            await container.start()
+        machine = host.driver.machines.pop(container.id)
+        await machine.power_off()
+        shutil.rmtree(machine.directory)
+        host.driver.tell(MachineChange(container.id, Change.GONE))
+        await until(container.removed.done)
+        try:
+            found = host.manager.get(container.id)
+        except NotFoundError:
+            found = None
+        assert found is None
+    assert host.actions().count("destroy") == 2
+
+
+async def test_migrations_and_alarms_are_events(host: Host) -> None:
+    container = await host.create("sleep")
+    await told(host, container, Change.MIGRATED, to="esx-2")
+    await told(host, container, Change.ALARM, alarm="memory")
+    assert host.actions() == ["create", "migrate", "alarm"]
+    host.driver.tell(MachineChange("0" * 64, Change.GONE))  # no container of ours
+    await container.remove(force=True)
