@@ -71,7 +71,7 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
                 check_network=network.check,
                 default_memory_bytes=settings.default_memory_bytes,
                 default_cpus=settings.default_cpus,
-                available_cpus=os.cpu_count() or 1,
+                available_cpus=(await driver.capacity()).cpus,
                 default_disk_bytes=settings.default_disk_bytes,
                 metrics=metrics,
             )

@@ -20,8 +20,8 @@ _MAX_TIMEOUT_S = (1 << 31) - 1
 _MAX_UINT64 = (1 << 64) - 1
 _LOOPBACK_MODES = frozenset({"", "default", "bridge", "none"})
 # Docker's word for how a container is run: here, how its VM comes to run. The default clones where it can.
-DEFAULT_RUNTIME = "qemu"
-COLD_BOOT_RUNTIME = "qemu-cold-boot"
+DEFAULT_RUNTIME = "vm"
+COLD_BOOT_RUNTIME = "vm-cold-boot"
 # Clients that name runc mean "as usual".
 _RUNTIMES = frozenset({"", DEFAULT_RUNTIME, COLD_BOOT_RUNTIME, "runc", "io.containerd.runc.v2"})
 _NO_PORTS = "publishing ports is not served yet: a container's network is its loopback so far"

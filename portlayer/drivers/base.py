@@ -44,6 +44,14 @@ class MachineChange:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What there is for machines. `cpus`: of the largest host, since no machine spans two; `memory_bytes` of all."""
+
+    cpus: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class DiskNames:
     """How the agent finds a machine's disks: serial numbers, or "scsi:N" for the Nth place at the SCSI controller."""
 
@@ -268,6 +276,8 @@ class MachineDriver(Protocol):
 
     async def destroy(self, machine: Machine) -> None:
         """Powers it off and removes everything of it. No effect when it is gone."""
+
+    async def capacity(self) -> Capacity: ...
 
     async def info(self) -> Mapping[str, str]:
         """Key and value for people: accelerator and why it was chosen, versions, guest image."""

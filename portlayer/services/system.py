@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import platform
 import time
 from collections import Counter
@@ -13,7 +12,6 @@ from importlib import metadata
 from typing import Any
 
 import grpc
-import psutil
 
 from portlayer.config import Settings
 from portlayer.drivers.base import MachineDriver
@@ -57,6 +55,7 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
     ) -> pb.GetInfoResponse:
         async with grpc_errors(context):
             status = dict(await self._driver.info())
+            capacity = await self._driver.capacity()
             kinds = Counter(_kind(one.state.status) for one in self._manager.containers())
             return pb.GetInfoResponse(
                 id=self._identity.id,
@@ -69,8 +68,8 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
                 containers_paused=kinds["paused"],
                 containers_stopped=kinds["stopped"],
                 images=self._image_count(),
-                cpus=os.cpu_count() or 1,
-                memory_bytes=psutil.virtual_memory().total,
+                cpus=capacity.cpus,
+                memory_bytes=capacity.memory_bytes,
                 kernel_version=status.get("Guest kernel", ""),
                 architecture=platform.machine(),
                 operating_system=await asyncio.to_thread(_operating_system),

@@ -68,7 +68,7 @@ def test_containers_are_clones_and_say_so(docker: Docker, loaded: Vch, forget: N
     assert (attributes["startMethod"], float(attributes["startMilliseconds"]) > 0) == ("pooled", True)
     docker("start quick")
     assert how_started(docker, "quick") in ("pooled", "clone")
-    docker("run --name own --runtime qemu-cold-boot busybox true")
+    docker("run --name own --runtime vm-cold-boot busybox true")
     assert how_started(docker, "own") == "cold-boot"
 
 

@@ -192,7 +192,7 @@ async def test_a_health_check_is_kept(http: HttpClient) -> None:
         {"Isolation": "", "Runtime": "", "UsernsMode": "", "ContainerIDFile": "", "MaskedPaths": None},
         {"Isolation": "default", "Runtime": "runc", "IpcMode": "private", "CgroupnsMode": "private"},
         {"PortBindings": {"80/tcp": None}, "RestartPolicy": {}, "Ulimits": None, "GroupAdd": None},
-        {"Annotations": {"a": "b"}, "Runtime": "qemu", "ReadonlyPaths": []},
+        {"Annotations": {"a": "b"}, "Runtime": "vm", "ReadonlyPaths": []},
     ],
 )
 async def test_nothing_in_particular_is_taken(http: HttpClient, host: dict[str, Any]) -> None:
@@ -203,10 +203,10 @@ async def test_nothing_in_particular_is_taken(http: HttpClient, host: dict[str, 
 @pytest.mark.parametrize(
     ("runtime", "cold_boot", "shown"),
     [
-        ("", False, "qemu"),
-        ("qemu", False, "qemu"),
+        ("", False, "vm"),
+        ("vm", False, "vm"),
         ("runc", False, "runc"),
-        ("qemu-cold-boot", True, "qemu-cold-boot"),
+        ("vm-cold-boot", True, "vm-cold-boot"),
     ],
 )
 async def test_the_runtime_says_how_the_vm_comes_to_run(

@@ -55,7 +55,7 @@ async def test_info(http: HttpClient, fake: FakePortLayer) -> None:
     assert (body["Images"], body["NCPU"], body["MemTotal"]) == (1, 4, 8 << 30)
     assert body["Warnings"] == ["WARNING: no KVM"]
     assert ["Accelerator", "tcg"] in body["DriverStatus"]
-    assert (set(body["Runtimes"]), body["DefaultRuntime"]) == ({"qemu", "qemu-cold-boot"}, "qemu")
+    assert (set(body["Runtimes"]), body["DefaultRuntime"]) == ({"vm", "vm-cold-boot"}, "vm")
 
 
 async def test_disk_usage(http: HttpClient, fake: FakePortLayer, docker_client: docker.DockerClient) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from fake_agent import FakeAgent
 
 from portlayer.drivers.base import (
+    Capacity,
     Clone,
     Cloning,
     DiskNames,
@@ -181,6 +182,9 @@ class FakeDriver:
 
     def on_change(self, listener: Callable[[MachineChange], None]) -> None:
         self.tell = listener
+
+    async def capacity(self) -> Capacity:
+        return Capacity(cpus=2, memory_bytes=8 << 30)
 
     async def info(self) -> Mapping[str, str]:
         return {"Accelerator": "none", "Guest kernel": "6.1"}

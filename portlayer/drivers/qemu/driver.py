@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from portlayer.drivers.base import Cloning, DiskNames, Machine, MachineChange, MachineSpec
+import psutil
+
+from portlayer.drivers.base import Capacity, Cloning, DiskNames, Machine, MachineChange, MachineSpec
 from portlayer.drivers.qemu import accelerator as accelerators
 from portlayer.drivers.qemu import command, process, vsock
 from portlayer.drivers.qemu import guest_image as guest_images
@@ -93,6 +96,9 @@ class QemuDriver:
 
     def on_change(self, listener: Callable[[MachineChange], None]) -> None:
         """Nothing to tell: nobody else has a hand in these machines."""
+
+    async def capacity(self) -> Capacity:
+        return Capacity(os.cpu_count() or 1, psutil.virtual_memory().total)
 
     async def info(self) -> Mapping[str, str]:
         qemu, choice = self._ready()
