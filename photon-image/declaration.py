@@ -1,4 +1,4 @@
-"""packages.toml as types. Knows nothing of where packages come from."""
+"""packages.toml as types, as it reads for one distribution. Knows nothing of where packages come from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from errors import BuildError
 
 @dataclass(frozen=True)
 class Package:
-    """A package by its alternative names; `files` are globs of what the image takes from it."""
+    """A package by its alternative names; `files` are globs of what the image takes from it, besides libraries.
+
+    `resolve`, when there is one, is a regular expression: the names of the dependencies to take in its place.
+    """
 
     names: tuple[str, ...]
     files: tuple[str, ...]
@@ -53,25 +56,26 @@ class Declaration:
     directories: tuple[str, ...]
 
 
-def read(path: Path) -> Declaration:
-    """Raises BuildError when a key is missing."""
+def read(path: Path, distribution: str = "debian") -> Declaration:
+    """What is declared for packages of `distribution`. Raises BuildError when a key is missing."""
     try:
-        return _parse(tomllib.loads(path.read_text()))
+        return _parse(tomllib.loads(path.read_text()), distribution)
     except (KeyError, tomllib.TOMLDecodeError) as error:
         raise BuildError(f"{path}: {error!r}") from error
 
 
-def _parse(data: dict[str, Any]) -> Declaration:
+def _parse(data: dict[str, Any], distribution: str) -> Declaration:
     return Declaration(
         python=tuple(data["python"]),
         packages=tuple(
             Package(
-                names=tuple(item["names"]),
+                names=tuple(item["names"][distribution]),
                 files=tuple(item.get("files", ())),
-                resolve=item.get("resolve", ""),
+                resolve=item.get("resolve", {}).get(distribution, ""),
                 kernel=item.get("kernel", False),
             )
             for item in data["package"]
+            if distribution in item["names"]
         ),
         wheels=tuple(
             Wheel(

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import libraries
 from cpio import Entry
 from errors import BuildError
 
@@ -59,12 +60,10 @@ class GuestPython:
             self._run(root, "importing in the guest", _IMPORT, str(root / packages), *modules)
 
     def _run(self, root: Path, doing: str, program: str, *arguments: str, request: bytes = b"") -> None:
-        loaders = sorted([*root.glob("lib*/**/ld-linux-x86-64.so.2"), *root.glob("usr/lib*/**/ld-linux-x86-64.so.2")])
-        if not loaders:
-            raise BuildError(f"no dynamic loader below {root}")
-        libraries = [str(root / prefix / "x86_64-linux-gnu") for prefix in ("lib", "usr/lib")]
+        path = ":".join(str(directory) for directory in libraries.directories(root))
         command = [
-            *(str(loaders[0].resolve()), "--library-path", ":".join(libraries)),
+            # The loader's cache is the build machine's.
+            *(str(libraries.Libraries(root).loader.resolve()), "--inhibit-cache", "--library-path", path),
             *(str(root / self._program), "-S", "-s", "-X", "no_debug_ranges"),
             *("-c", program, *arguments),
         ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from backports import zstd
@@ -12,6 +14,13 @@ from errors import BuildError
 # A signed module ends with this line, preceded by the signature and a 12-byte trailer that tells its length.
 _SIGNATURE_MARK = b"~Module signature appended~\n"
 _TRAILER_BYTES = 12
+# By the last suffix of a module's name: Debian leaves modules as they are, Photon compresses most.
+_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".ko": bytes,
+    ".xz": lzma.decompress,
+    ".zst": zstd.decompress,
+    ".gz": gzip.decompress,
+}
 
 
 class Kernel:
@@ -27,6 +36,8 @@ class Kernel:
         self._modules = next((path for path in candidates if path.is_dir()), candidates[0])
         self._files = {_name(path): path for path in sorted(self._modules.rglob("*.ko*"))}
         builtin = self._modules / "modules.builtin"
+        if not builtin.is_file():
+            raise BuildError(f"kernel {self.version} has no modules.builtin in {' or '.join(map(str, candidates))}")
         self._builtin = {_name(Path(line)) for line in builtin.read_text().splitlines()}
 
     def load_order(self, names: Iterable[str]) -> list[str]:
@@ -44,12 +55,10 @@ class Kernel:
     def module_data(self, name: str) -> bytes:
         """The module, decompressed and without its signature: checking that costs boot time and guards nothing here."""
         path = self._files[name]
-        data = path.read_bytes()
-        if path.suffix == ".xz":
-            data = lzma.decompress(data)
-        elif path.suffix == ".zst":
-            data = zstd.decompress(data)
-        return _without_signature(data)
+        try:
+            return _without_signature(_DECOMPRESS[path.suffix](path.read_bytes()))
+        except (KeyError, OSError, EOFError, lzma.LZMAError, zlib.error, zstd.ZstdError) as error:
+            raise BuildError(f"module {path.name} cannot be read: {error!r}") from error
 
     def _visit(self, name: str, order: dict[str, None]) -> None:
         if name in order or name in self._builtin:

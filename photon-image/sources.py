@@ -32,16 +32,22 @@ class ResolvedPackage:
 
 
 class PackageSource(Protocol):
-    """A repository of packages."""
+    """A repository of packages. `remedy` says what to do when it lacks one."""
+
+    @property
+    def remedy(self) -> str: ...
 
     def available(self, names: Sequence[str]) -> set[str]:
         """Those of `names` that can be had."""
 
     def dependencies(self, name: str, pattern: str) -> list[str]:
-        """Direct dependencies of `name` whose whole name matches the regular expression, and theirs in turn."""
+        """Direct dependencies of `name` whose whole name matches the regular expression, and theirs in turn.
+
+        A source of RPMs has `name` itself among them when it matches.
+        """
 
     def resolve(self, names: Sequence[str]) -> list[ResolvedPackage]:
-        """Pins the newest version of each, without downloading."""
+        """Pins the newest version of each."""
 
     def unpack(self, packages: Sequence[ResolvedPackage], target: Path) -> None:
         """Downloads what is missing, verifies digests, unpacks all into `target`."""
@@ -49,6 +55,8 @@ class PackageSource(Protocol):
 
 class AptSource:
     """apt's configured repositories. Needs no privileges; downloads are kept in `cache`."""
+
+    remedy = "run: sudo apt-get update"
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -77,7 +85,7 @@ class AptSource:
             name, version, _ = unquote(file).split("_")
             found.append(ResolvedPackage(name, version, file, digest))
         if missing := set(names) - {package.name for package in found}:
-            raise BuildError(f"apt names no file for {', '.join(sorted(missing))}", hint="run: sudo apt-get update")
+            raise BuildError(f"apt names no file for {', '.join(sorted(missing))}", hint=self.remedy)
         return sorted(found)
 
     def unpack(self, packages: Sequence[ResolvedPackage], target: Path) -> None:

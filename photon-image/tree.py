@@ -18,6 +18,7 @@ from declaration import Declaration, Package, Wheel
 from errors import BuildError
 from guest_python import GuestPython
 from kernel import Kernel
+from libraries import Libraries
 
 _DIST_PACKAGES = "usr/lib/python3/dist-packages"
 _AGENT_IMPORTS = ("tether.service", "tether.sandbox", "tether.usage")
@@ -53,8 +54,10 @@ def build(root: Path, inputs: Inputs, kernel: Kernel) -> dict[str, Entry]:
     python_files = {f"{_DIST_PACKAGES}/{path}": cpio.file(data) for path, data in sources.items()}
     for package in inputs.packages:
         python_files |= _package_files(root, package)
+    kept = _without_excluded(python_files, inputs)
+    libraries = Libraries(root).needed_by(kept)  # before the interpreter runs, which needs them too
     guest = GuestPython(root, inputs.python)
-    entries |= _with_bytecode(python_files, inputs, guest)
+    entries |= _with_bytecode(kept, inputs, guest) | libraries
     guest.check_imports(_DIST_PACKAGES, entries, [*_AGENT_IMPORTS, *_imports(inputs.declaration)])
     return entries | _kernel_modules(kernel, inputs.declaration)
 
@@ -119,18 +122,22 @@ def _entry(path: Path) -> Entry:
     return cpio.file(path.read_bytes(), executable=bool(mode & stat.S_IXUSR))
 
 
-def _with_bytecode(files: dict[str, Entry], inputs: Inputs, guest: GuestPython) -> dict[str, Entry]:
-    """`files` with .pyc in the place of each .py, and without what is excluded of the standard library."""
+def _without_excluded(files: dict[str, Entry], inputs: Inputs) -> dict[str, Entry]:
+    """`files` without what is excluded of the standard library."""
     stdlib = f"usr/lib/python{inputs.python}/"
     excluded = inputs.declaration.stdlib_exclude
-    kept = {
+    return {
         path: entry
         for path, entry in files.items()
         if not (path.startswith(stdlib) and globs.matches(path.removeprefix(stdlib), excluded))
     }
-    sources = {path: entry.data for path, entry in kept.items() if path.endswith(".py") and stat.S_ISREG(entry.mode)}
+
+
+def _with_bytecode(files: dict[str, Entry], inputs: Inputs, guest: GuestPython) -> dict[str, Entry]:
+    """`files` with .pyc in the place of each .py."""
+    sources = {path: entry.data for path, entry in files.items() if path.endswith(".py") and stat.S_ISREG(entry.mode)}
     compiled = guest.compile(lazy.with_stand_ins(sources, _lazy_paths(sources, inputs)))
-    return {path: entry for path, entry in kept.items() if not path.endswith(".py")} | {
+    return {path: entry for path, entry in files.items() if not path.endswith(".py")} | {
         path: cpio.file(data) for path, data in compiled.items()
     }
 
