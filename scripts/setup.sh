@@ -10,6 +10,8 @@ if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (
 fi
 
 packages=(qemu-system-x86 squashfs-tools e2fsprogs debootstrap cpio)
+# RPM repositories as a source of the guest image, and what the tests make such repositories with.
+packages+=(python3-dnf rpm createrepo-c gpg gpg-agent)
 # Debian's Python cannot make environments without a package of its own.
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=("$(basename "$python")-venv")
 missing=()

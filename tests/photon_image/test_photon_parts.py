@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import globs
 import pytest
+import selection
+from backports import zstd
 from declaration import Declaration, Package, read
 from errors import BuildError
 from kernel import Kernel
@@ -62,6 +65,26 @@ def test_modules_are_plain_in_the_image(kernel: Kernel) -> None:
     assert kernel.module_path("mid_dle") == "6.1/kernel/fs/mid-dle.ko"
 
 
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [("", bytes), (".xz", lzma.compress), (".zst", zstd.compress), (".gz", gzip.compress)]
+)
+def test_modules_are_decompressed(kernel: Kernel, suffix: str, compress: Callable[[bytes], bytes]) -> None:
+    file = kernel.image.parents[1] / f"lib/modules/6.1/kernel/one.ko{suffix}"
+    file.write_bytes(compress(signed(b"ELF\0depends=\0")))
+    again = Kernel(kernel.image.parents[1])
+    assert again.load_order(["one"]) == ["one"]
+    assert again.module_path("one") == "6.1/kernel/one.ko"
+    assert again.module_data("one") == b"ELF\0depends=\0"
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".zst", ".gz", ".unknown"])
+def test_damaged_modules_are_named(kernel: Kernel, suffix: str) -> None:
+    file = kernel.image.parents[1] / f"lib/modules/6.1/kernel/one.ko{suffix}"
+    file.write_bytes(b"nonsense")
+    with pytest.raises(BuildError, match=f"module one.ko{suffix} cannot be read"):
+        Kernel(kernel.image.parents[1]).load_order(["one"])
+
+
 @pytest.mark.parametrize("name", ["unknown", "broken"])
 def test_missing_module_is_an_error(kernel: Kernel, name: str) -> None:
     with pytest.raises(BuildError):
@@ -70,6 +93,8 @@ def test_missing_module_is_an_error(kernel: Kernel, name: str) -> None:
 
 class FakeSource:
     """Has the packages it is told to have."""
+
+    remedy = "ask the maker"
 
     def __init__(self, names: set[str]) -> None:
         self.names = names
@@ -95,18 +120,34 @@ def names_for(declared: Declaration, python: str, kernel: str) -> set[str]:
 @pytest.mark.parametrize(("python", "kernel"), [("3.11", "linux-image-cloud-amd64"), ("3.12", "linux-image-virtual")])
 def test_debian_and_ubuntu_are_served(python: str, kernel: str) -> None:
     declared = read(DECLARED)
-    chosen, packages = build._choose(declared, FakeSource(names_for(declared, python, kernel)))
+    chosen, packages = selection.choose(declared, FakeSource(names_for(declared, python, kernel)))
     assert chosen == python
     assert {package.names for package in packages} >= {(kernel,), (f"python{python}-minimal",), ("libc6",)}
+
+
+@pytest.mark.parametrize("kernel", ["linux-esx", "linux"])
+def test_photon_is_served(kernel: str) -> None:
+    declared = read(DECLARED, "photon")
+    names = names_for(declared, "3.11", "linux-esx") | {"linux"}
+    chosen, packages = selection.choose(declared, FakeSource(names), kernel)
+    assert chosen == "3.11"
+    assert [package.names for package in packages if package.kernel] == [(kernel,)]
+    assert {package.names for package in packages} >= {("python3=3.11.*",), ("python3-libs=3.11.*",), ("glibc",)}
+
+
+def test_a_kernel_that_is_not_there() -> None:
+    declared = read(DECLARED, "photon")
+    with pytest.raises(BuildError, match="not found: linux\n  ask the maker"):
+        selection.choose(declared, FakeSource(names_for(declared, "3.11", "linux-esx")), "linux")
 
 
 def test_what_is_missing_is_named() -> None:
     declared = read(DECLARED)
     names = names_for(declared, "3.11", "linux-image-virtual") - {"tini"}
     with pytest.raises(BuildError, match="not found: tini\n"):
-        build._choose(declared, FakeSource(names))
+        selection.choose(declared, FakeSource(names))
 
 
 def test_meta_package_without_a_kernel() -> None:
     with pytest.raises(BuildError, match="depends on nothing"):
-        build._resolve([Package(("meta",), (), "linux-.*", True)], FakeSource({"meta"}))
+        selection.resolve([Package(("meta",), (), "linux-.*", True)], FakeSource({"meta"}))

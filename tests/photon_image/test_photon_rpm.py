@@ -1,0 +1,298 @@
+"""RPM repositories as a source of packages: what is taken from them, and all that is refused."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rpm_lock
+import rpm_repository
+import rpm_source
+from errors import BuildError
+from rpm_repository import RELEASE, Signer, root_with
+from rpm_source import Access, LockedSource
+
+import build
+
+
+@pytest.fixture(scope="module")
+def vendor() -> Iterator[Signer]:
+    with rpm_repository.signer() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[Signer]:
+    with rpm_repository.signer() as made:
+        yield made
+
+
+class Bench:
+    """A repository in a directory, and what a build does with it."""
+
+    def __init__(self, directory: Path, vendor: Signer) -> None:
+        self.directory = directory
+        self.repository = directory / "repository"
+        self.lock = directory / "photon.lock"
+        self.cache = directory / "cache"
+        self.access = Access((self.repository.as_uri(),), (vendor.key,))
+
+    def add(self, signed_by: Signer | None, name: str, version: str = "1.0", text: str = "", **more: str) -> Path:
+        root = root_with(self.directory / "root", {f"usr/share/{name}": text or version})
+        requires = more.pop("requires", "").split()
+        file = rpm_repository.package(self.repository, name, version, root, requires=requires, **more)
+        if signed_by:
+            signed_by.sign_packages(file)
+        rpm_repository.index(self.repository)
+        return file
+
+    def renew(self, *names: str, access: Access | None = None) -> None:
+        with rpm_source.opened(access or self.access, self.directory / "renewal") as repository:
+            rpm_lock.write(self.lock, repository.resolve(names))
+        shutil.rmtree(self.directory / "renewal")
+
+    def unpack(self, *names: str, access: Access | None = None) -> Path:
+        target = self.directory / "unpacked"
+        with rpm_source.opened(access or self.access, self.cache) as repository:
+            source = LockedSource(self.lock, repository)
+            source.unpack(source.resolve(names), target)
+        return target
+
+    def refused(self, *names: str) -> str:
+        with pytest.raises(BuildError) as caught:
+            self.unpack(*names)
+        assert not (self.directory / "unpacked").exists()
+        return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory, vendor: Signer) -> Path:
+    made = Bench(tmp_path_factory.mktemp("pristine"), vendor)
+    made.add(vendor, "tool")
+    return made.repository
+
+
+@pytest.fixture
+def bench(tmp_path: Path, vendor: Signer, pristine: Path) -> Bench:
+    made = Bench(tmp_path, vendor)
+    shutil.copytree(pristine, made.repository)
+    return made
+
+
+def test_from_repository_to_files(bench: Bench, vendor: Signer) -> None:
+    bench.add(vendor, "data", arch="noarch")
+    bench.renew("tool", "data")
+    unpacked = bench.unpack("tool", "data")
+    assert (unpacked / "usr/share/tool").read_text() == "1.0"
+    assert (unpacked / "usr/share/data").read_text() == "1.0"
+
+
+def test_the_newest_is_locked_and_stays_what_is_built(bench: Bench, vendor: Signer) -> None:
+    bench.add(vendor, "tool", "1.10")
+    bench.add(vendor, "tool", "1.9")
+    bench.renew("tool")
+    bench.add(vendor, "tool", "2.0")
+    assert (bench.unpack("tool") / "usr/share/tool").read_text() == "1.10"
+    bench.renew("tool")
+    assert (bench.unpack("tool") / "usr/share/tool").read_text() == "2.0"
+
+
+def test_several_repositories_are_one(bench: Bench, vendor: Signer) -> None:
+    updates = Bench(bench.directory / "updates", vendor)
+    updates.add(vendor, "tool", "1.1")
+    updates.add(vendor, "later")
+    both = Access((*bench.access.repositories, *updates.access.repositories), bench.access.keys)
+    bench.renew("tool", "later", access=both)
+    unpacked = bench.unpack("tool", "later", access=both)
+    assert (unpacked / "usr/share/tool").read_text() == "1.1"
+    assert (unpacked / "usr/share/later").exists()
+
+
+def test_a_version_can_be_asked_for(bench: Bench, vendor: Signer) -> None:
+    bench.add(vendor, "python3", "3.11.9")
+    bench.add(vendor, "python3", "3.12.1")
+    with rpm_source.opened(bench.access, bench.cache) as repository:
+        names = ["python3=3.11.*", "python3=3.12.*", "python3=3.13.*", "nothing"]
+        assert repository.available(names) == {"python3=3.11.*", "python3=3.12.*"}
+        assert [package.version for package in repository.resolve(["python3=3.11.*"])] == [f"3.11.9-{RELEASE}"]
+    bench.renew("python3=3.11.*")
+    with rpm_source.opened(bench.access, bench.cache) as repository:
+        assert LockedSource(bench.lock, repository).available(names) == {"python3=3.11.*"}
+
+
+def test_dependencies_by_pattern(bench: Bench, vendor: Signer) -> None:
+    bench.add(vendor, "glibc", requires="glibc-libs filesystem")
+    bench.add(vendor, "glibc-libs")
+    with rpm_source.opened(bench.access, bench.cache) as repository:
+        assert set(repository.dependencies("glibc", "glibc(-libs)?")) == {"glibc", "glibc-libs"}
+        assert repository.dependencies("tool", "glibc.*") == []
+
+
+def test_scripts_of_packages_are_not_run(bench: Bench, vendor: Signer) -> None:
+    bench.add(vendor, "scripted", script=f"touch {bench.directory}/ran")
+    bench.renew("scripted")
+    bench.unpack("scripted")
+    assert not (bench.directory / "ran").exists()
+
+
+def test_what_is_cached_needs_no_repository(bench: Bench) -> None:
+    bench.renew("tool")
+    bench.unpack("tool")
+    shutil.rmtree(bench.repository)
+    shutil.rmtree(bench.directory / "unpacked")
+    nowhere = Access((), bench.access.keys)
+    assert (bench.unpack("tool", access=nowhere) / "usr/share/tool").exists()
+
+
+def test_a_damaged_download_is_made_again(bench: Bench) -> None:
+    bench.renew("tool")
+    bench.unpack("tool")
+    cached = bench.cache / f"tool-1.0-{RELEASE}.x86_64.rpm"
+    cached.write_bytes(cached.read_bytes()[:-1])
+    bench.unpack("tool")
+    shutil.rmtree(bench.repository)
+    cached.write_bytes(b"")
+    with pytest.raises(BuildError, match="dnf failed"):
+        bench.unpack("tool")
+
+
+@pytest.mark.parametrize("who", ["nobody", "stranger"])
+def test_only_signed_packages_are_locked(bench: Bench, stranger: Signer, who: str) -> None:
+    bench.add(stranger if who == "stranger" else None, "odd")
+    with pytest.raises(
+        BuildError, match=rf"odd-1.0-{RELEASE}.x86_64.rpm has no good signature by a key that was given"
+    ):
+        bench.renew("tool", "odd")
+    assert not bench.lock.exists()
+
+
+@pytest.mark.parametrize("who", ["nobody", "stranger"])
+def test_only_signed_packages_are_built(bench: Bench, stranger: Signer, who: str) -> None:
+    """Even if the lock file says so."""
+    file = bench.add(stranger if who == "stranger" else None, "odd")
+    bench.lock.write_text(
+        f'[[package]]\nname = "odd"\nevr = "1.0-{RELEASE}"\narch = "x86_64"\nsha256 = "{rpm_source._sha256(file)}"\n'
+    )
+    assert "has no good signature by a key that was given" in bench.refused("odd")
+
+
+def test_a_key_is_needed(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="--gpg-key"):
+        bench.renew("tool", access=Access(bench.access.repositories, ()))
+    (tmp_path / "key").write_text("no key\n")
+    with pytest.raises(BuildError, match="is no key"):
+        bench.renew("tool", access=Access(bench.access.repositories, (tmp_path / "key",)))
+
+
+def test_a_package_that_changed_after_it_was_locked(bench: Bench, vendor: Signer) -> None:
+    """Signed by the right key, listed by the repository, the same version: other contents all the same."""
+    bench.renew("tool")
+    bench.add(vendor, "tool", text="changed")
+    message = bench.refused("tool")
+    assert f"tool-1.0-{RELEASE}.x86_64.rpm is not the file that was locked" in message
+    assert "--renew-lock" in message
+
+
+def test_a_package_that_is_gone(bench: Bench, vendor: Signer) -> None:
+    bench.renew("tool")
+    (bench.repository / f"tool-1.0-{RELEASE}.x86_64.rpm").unlink()
+    bench.add(vendor, "tool", "1.1")
+    assert f"the repository has no tool-1.0-{RELEASE}.x86_64.rpm" in bench.refused("tool")
+
+
+def test_a_package_that_never_was(bench: Bench) -> None:
+    with pytest.raises(BuildError, match=r"packages not found: nothing\n.*update repository"):
+        bench.renew("tool", "nothing")
+    bench.renew("tool")
+    assert "the lock file lacks nothing" in bench.refused("tool", "nothing")
+
+
+def test_half_downloaded_repositories(bench: Bench) -> None:
+    bench.renew("tool")
+    file = bench.repository / f"tool-1.0-{RELEASE}.x86_64.rpm"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    assert "incorrect checksum" in bench.refused("tool")
+    file.unlink()
+    assert "dnf failed" in bench.refused("tool")
+    file.write_bytes(whole)
+    primary = next(bench.repository.glob("repodata/*-primary.xml*"))
+    primary.write_bytes(primary.read_bytes()[:-10])
+    assert "is the repository complete" in bench.refused("tool")
+    shutil.rmtree(bench.repository / "repodata")
+    assert "is the repository complete" in bench.refused("tool")
+
+
+def test_metadata_can_be_asked_to_be_signed(bench: Bench, vendor: Signer, stranger: Signer) -> None:
+    strict = Access(bench.access.repositories, bench.access.keys, signed_metadata=True)
+    bench.renew("tool")
+    with pytest.raises(BuildError, match="dnf failed"):
+        bench.renew("tool", access=strict)
+    stranger.sign_metadata(bench.repository)
+    with pytest.raises(BuildError, match="GPG signature"):
+        bench.renew("tool", access=strict)
+    vendor.sign_metadata(bench.repository)
+    bench.renew("tool", access=strict)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "tool"', 'name = "../tool"'),
+        ('arch = "x86_64"', 'arch = "i686"'),
+        ("sha256 = ", "sha1 = "),
+        ('evr = "', 'evr = "/'),
+        ("[[package]]", "[package]"),
+        ("[[package]]", "package ="),
+    ],
+)
+def test_lock_files_are_checked(bench: Bench, old: str, new: str) -> None:
+    bench.renew("tool")
+    bench.lock.write_text(bench.lock.read_text().replace(old, new))
+    assert "is no lock file" in bench.refused("tool")
+
+
+def test_lock_files_name_each_package_once(bench: Bench) -> None:
+    bench.renew("tool")
+    bench.lock.write_text(2 * bench.lock.read_text())
+    assert "names a package twice" in bench.refused("tool")
+
+
+def test_without_a_lock_file(bench: Bench) -> None:
+    assert "--renew-lock" in bench.refused("tool")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "--lock FILE"),
+        ("--lock {0}/lock", "make it with --renew-lock"),
+        ("--lock {0}/lock --renew-lock", "--repository URL"),
+        ("--lock {0}/lock --renew-lock --gpg-key {0}/key --repository file://{0}/none", "dnf failed"),
+    ],
+)
+def test_what_the_command_line_lacks_is_named(
+    tmp_path: Path, arguments: str, message: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VCH_PHOTON_REPOSITORY", raising=False)
+    command = f"build.py --output {tmp_path}/image --source photon {arguments.format(tmp_path)}"
+    monkeypatch.setattr("sys.argv", command.split())
+    assert build.main() == 1
+    assert message in caplog.text
+    assert not (tmp_path / "image").exists()
+
+
+def test_the_environment_says_where(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the declared packages are looked for there, and those that are missing named."""
+    monkeypatch.setenv("VCH_PHOTON_REPOSITORY", bench.access.repositories[0])
+    options = argparse.Namespace(
+        source="photon", repository=None, gpg_key=[], signed_metadata=False, kernel="", lock=bench.lock, renew_lock=True
+    )
+    with (
+        pytest.raises(BuildError, match="not found: linux-esx or linux, glibc, zlib"),
+        build.source_options.source_of(options, build._DECLARED, bench.cache),
+    ):
+        pytest.fail("there is no such image")
