@@ -63,6 +63,7 @@ class Session:
         self._login_lock = asyncio.Lock()
         self._logins = 0
         self._closing = asyncio.Event()
+        self._threads_ended = False
         self._stub: Any = None
         self._content: Any = None
         self._tls: Any = None
@@ -110,6 +111,7 @@ class Session:
                 await self._in_thread(self._content.sessionManager.Logout)
         if self._stub is not None:
             await self._in_thread(self._stub.DropConnections)
+        self._threads_ended = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def call(self, method: Callable[..., Any], *args: Any, what: str, **kwargs: Any) -> Any:
@@ -224,6 +226,8 @@ class Session:
         delays = iter((*self._delays_s, None))
         relogins = 0
         while True:
+            if self._threads_ended:
+                raise DriverError(f"{what}: the session with {self.endpoint.host} is closed")
             logins = self._logins
             try:
                 async with self._slots:
