@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import msgspec
 
 from portlayer.drivers.base import MachineSpec
 from portlayer.errors import DriverError, ExhaustedError
@@ -57,11 +57,11 @@ class Kept:
 
 def fixed(spec: MachineSpec, token: str) -> dict[str, str]:
     """What never changes."""
-    return {ID: spec.id, SPEC: json.dumps(dataclasses.asdict(spec), sort_keys=True), TOKEN: token}
+    return {ID: spec.id, SPEC: msgspec.json.encode(spec).decode(), TOKEN: token}
 
 
 def boot(boot: Boot) -> dict[str, str]:
-    return {BOOT: json.dumps(dataclasses.asdict(boot), sort_keys=True)}
+    return {BOOT: msgspec.json.encode(boot).decode()}
 
 
 def record(data: bytes) -> dict[str, str]:
@@ -99,14 +99,13 @@ def read_record(values: Mapping[str, str]) -> bytes:
 def read(values: Mapping[str, str]) -> Kept:
     """What the other keys say. DriverError when that makes no machine."""
     try:
-        data = json.loads(values[SPEC])
-        known = {field.name: data[field.name] for field in dataclasses.fields(MachineSpec) if field.name in data}
-        spec = MachineSpec(**known)
-        said = json.loads(values.get(BOOT) or "{}")
-        kept = Kept(spec, values[TOKEN], Boot(str(said.get("guest_iso", "")), str(said.get("proxy_uri", ""))))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        spec = msgspec.json.decode(
+            values[SPEC], type=MachineSpec
+        )  # exact types; what a newer version added is left out
+        kept = Kept(spec, values[TOKEN], msgspec.json.decode(values[BOOT], type=Boot))
+    except (KeyError, msgspec.MsgspecError) as error:
         raise DriverError(f"its extraConfig is not readable: {error!r}") from error
-    if spec.id != values.get(ID) or not _ID.fullmatch(str(spec.id)) or not _TOKEN.fullmatch(kept.token):
+    if spec.id != values.get(ID) or not _ID.fullmatch(spec.id) or not _TOKEN.fullmatch(kept.token):
         raise DriverError("its extraConfig contradicts itself")
     return kept
 
