@@ -34,12 +34,12 @@ from portlayer.drivers.qemu.failures import os_errors
 from portlayer.drivers.qemu.guest import QemuClone, QemuParent
 from portlayer.drivers.qemu.instance import Argv, Instance
 from portlayer.drivers.qemu.memory import TemplateMemory
+from portlayer.drivers.shapes import memory_of_template
 
 _NEW, _TRASH = ".new-", ".trash-"
 # Counts changes of what is in a template's directory, or of how it is made.
 _FORMAT = 1
 _ABOUT = "template.json"
-_MIB = 1 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -150,15 +150,10 @@ class QemuCloning:
             template.close()
 
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
-        """The next larger of a few sizes: 256 MiB doubled again and again.
-
-        Memory that a guest does not use costs the host nothing but the guest's bookkeeping (a 64th), which its clones
-        share; what a container was promised is held by its control group. A size beyond the host's memory has no
-        clones: their private mappings would be counted as if all of them were used.
+        """See memory_of_template. A size beyond the host's memory has no clones: their private mappings would be
+        counted as if all of them were used.
         """
-        size = 256 * _MIB
-        while size < memory_bytes:
-            size *= 2
+        size = memory_of_template(memory_bytes)
         return Shape(size, cpus) if size <= psutil.virtual_memory().total else None
 
     async def templates(self) -> list[Template]:

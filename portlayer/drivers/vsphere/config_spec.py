@@ -7,8 +7,9 @@
              1       the agent's channel, through the concentrator
     VMXNET3          on the bridge network, unless the container has loopback only
 
-Both disks are children (delta disks) in the VM's own directory. Removing a VM removes the disks that are attached to
-it, whoever does it: an administrator who deletes a container's VM must not delete the image of all others.
+Both disks are children (delta disks). Removing a VM removes the disks that are attached to it, whoever does it: an
+administrator who deletes a container's VM must not delete the image of all others. The writable disk has a path of its
+own choice, since it moves with the container from VM to VM when that starts in clones.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Hardware:
     datastore: str
     image_disk: str
     empty_disk: str
+    writable_disk: str
     boot: Boot
     token: str
     network: Any
@@ -69,7 +71,16 @@ def creation(
     config = _bare(spec.memory_bytes, spec.cpus, name, hardware.datastore, uuid, values, annotation)
     config.deviceChange = [
         _scsi_controller(),
-        *disks(hardware.image_disk, hardware.empty_disk, spec.writable_disk_bytes, _SCSI),
+        image_disk(hardware.image_disk, _SCSI),
+        _child_disk(
+            _WRITABLE,
+            hardware.empty_disk,
+            hardware.writable_disk,
+            _SCSI,
+            WRITABLE_UNIT,
+            _DiskMode.independent_persistent,
+            spec.writable_disk_bytes,
+        ),
         *_boot_devices(hardware, name),
         *nics(hardware),
     ]
@@ -102,12 +113,38 @@ def options(values: Mapping[str, str]) -> list[vim.option.OptionValue]:
     return [vim.option.OptionValue(key=key, value=value) for key, value in values.items()]
 
 
-def disks(image: str, empty: str, writable_bytes: int, controller: int) -> list[vim.vm.device.VirtualDeviceSpec]:
-    """A container's two disks, on the controller of that key."""
-    return [
-        _child_disk(_IMAGE, image, controller, IMAGE_UNIT, _DiskMode.independent_nonpersistent, None),
-        _child_disk(_WRITABLE, empty, controller, WRITABLE_UNIT, _DiskMode.independent_persistent, writable_bytes),
-    ]
+def image_disk(image: str, controller: int) -> vim.vm.device.VirtualDeviceSpec:
+    """The image's disk, for the controller of that key."""
+    return _child_disk(_IMAGE, image, "", controller, IMAGE_UNIT, _DiskMode.independent_nonpersistent, None)
+
+
+def existing_disk(path: str, controller: int) -> vim.vm.device.VirtualDeviceSpec:
+    """A writable disk that another VM had, for the controller of that key."""
+    flat: Any = vim.vm.device.VirtualDisk.FlatVer2BackingInfo
+    backing = flat(fileName=path, diskMode=_DiskMode.independent_persistent)
+    return _added(
+        vim.vm.device.VirtualDisk(key=_WRITABLE, controllerKey=controller, unitNumber=WRITABLE_UNIT, backing=backing)
+    )
+
+
+def scsi_controller_key(devices: list[Any]) -> int | None:
+    """Key of a VM's PVSCSI controller; None when somebody has removed it."""
+    kind = vim.vm.device.ParaVirtualSCSIController
+    return next((device.key for device in devices if isinstance(device, kind)), None)
+
+
+def disk_at(devices: list[Any], unit: int) -> Any:
+    """The disk in that place of the PVSCSI controller; None when there is none."""
+    controller = scsi_controller_key(devices)
+    kind = vim.vm.device.VirtualDisk
+    disks = [device for device in devices if isinstance(device, kind)]
+    return next((disk for disk in disks if (disk.controllerKey, disk.unitNumber) == (controller, unit)), None)
+
+
+def removal(device: Any, *, with_file: bool) -> vim.vm.device.VirtualDeviceSpec:
+    return vim.vm.device.VirtualDeviceSpec(
+        operation=_Operation.remove, device=device, fileOperation=_FileOperation.destroy if with_file else None
+    )
 
 
 def nics(hardware: Hardware) -> list[vim.vm.device.VirtualDeviceSpec]:
@@ -174,10 +211,11 @@ def _scsi_controller() -> vim.vm.device.VirtualDeviceSpec:
 
 
 def _child_disk(
-    key: int, parent_disk: str, controller: int, unit: int, mode: str, capacity_bytes: int | None
+    key: int, parent_disk: str, path: str, controller: int, unit: int, mode: str, capacity_bytes: int | None
 ) -> vim.vm.device.VirtualDeviceSpec:
+    """`path` empty: vSphere chooses one in the VM's directory."""
     flat: Any = vim.vm.device.VirtualDisk.FlatVer2BackingInfo
-    backing = flat(fileName="", diskMode=mode, thinProvisioned=True, parent=flat(fileName=parent_disk, diskMode=mode))
+    backing = flat(fileName=path, diskMode=mode, thinProvisioned=True, parent=flat(fileName=parent_disk, diskMode=mode))
     disk = vim.vm.device.VirtualDisk(key=key, controllerKey=controller, unitNumber=unit, backing=backing)
     if capacity_bytes is not None:
         disk.capacityInKB = capacity_bytes // _KIB
