@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vsphere_front import Front
 from vsphere_simulator import Simulator
 
 
@@ -39,3 +40,10 @@ def fresh_simulator(tmp_path: Path) -> Iterator[Simulator]:
         yield simulator
     finally:
         simulator.close()
+
+
+@pytest.fixture
+def front(simulator: Simulator) -> Iterator[Front]:
+    """A front before the simulator, without trouble yet."""
+    with Front(simulator).open() as front:
+        yield front

@@ -43,6 +43,10 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	// The library says it is 6.5, to which clients would speak that old API; it knows all types of this one.
+	about := &model.ServiceContent.About
+	about.Version, about.ApiVersion = "8.0.3", "8.0.3.0"
+	about.FullName = "VMware vCenter Server 8.0.3 (govmomi simulator)"
 	// Its directory is made below TMPDIR.
 	if err := model.Create(); err != nil {
 		log.Fatal(err)
@@ -50,8 +54,7 @@ func main() {
 	defer model.Remove()
 	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *password)}
-	server := model.Service.NewServer()
-	defer server.Close()
+	server := model.Service.NewServer() // not closed: that would wait for long polls
 
 	address := *server.URL // the one in use has the user whose login is accepted
 	address.User = nil

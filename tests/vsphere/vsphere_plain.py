@@ -1,0 +1,79 @@
+"""vSphere as plain pyvmomi has it, without the driver: what tests of the bench, and comparisons, speak through."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pyVmomi import vim
+
+_LOOK_S = 0.01
+_END_S = 30.0
+
+
+def outcome(task: Any) -> Any:
+    """The task's result, once it has one. Raises its fault."""
+    deadline = time.monotonic() + _END_S
+    while time.monotonic() < deadline:
+        info = task.info
+        if info.state == vim.TaskInfo.State.success:
+            return info.result
+        if info.state == vim.TaskInfo.State.error:
+            raise info.error
+        time.sleep(_LOOK_S)
+    raise TimeoutError(f"{task} did not end")
+
+
+class Plain:
+    """The simulator's one datacentre through a session."""
+
+    def __init__(self, instance: vim.ServiceInstance) -> None:
+        self.content: Any = instance.RetrieveContent()
+        datacenter = self.content.rootFolder.childEntity[0]
+        self.folder = datacenter.vmFolder
+        self.pool = datacenter.hostFolder.childEntity[0].resourcePool
+
+    def create(self, name: str, devices: list[Any] | None = None, **config: Any) -> Any:
+        """A task that makes a machine on LocalDS_0."""
+        changes = [vim.vm.device.VirtualDeviceSpec(operation="add", device=device) for device in devices or []]
+        spec = vim.vm.ConfigSpec(
+            name=name,
+            guestId="otherGuest64",
+            memoryMB=64,
+            numCPUs=1,
+            files=vim.vm.FileInfo(vmPathName="[LocalDS_0]"),
+            deviceChange=changes,
+            **config,
+        )
+        return self.folder.CreateVM_Task(spec, self.pool)
+
+    def machines(self) -> list[str]:
+        """The names of all machines."""
+        view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [vim.VirtualMachine], True)
+        try:
+            return sorted(one.name for one in view.view)
+        finally:
+            view.DestroyView()
+
+    def remove(self, name: str) -> None:
+        machine = self.content.searchIndex.FindChild(self.folder, name)
+        if machine.runtime.powerState == vim.VirtualMachine.PowerState.poweredOn:
+            outcome(machine.PowerOffVM_Task())
+        outcome(machine.Destroy_Task())
+
+
+def extra(machine: Any) -> dict[str, str]:
+    return {option.key: option.value for option in machine.config.extraConfig}
+
+
+def serial_port(token: str) -> Any:
+    """A network serial port to a concentrator."""
+    backing = vim.vm.device.VirtualSerialPort.URIBackingInfo(
+        direction="client", serviceURI=f"vch://{token}", proxyURI="telnet://127.0.0.1:2377"
+    )
+    return vim.vm.device.VirtualSerialPort(key=-1, backing=backing, yieldOnPoll=True)
+
+
+def nic() -> Any:
+    backing = vim.vm.device.VirtualEthernetCard.NetworkBackingInfo(deviceName="VM Network")
+    return vim.vm.device.VirtualVmxnet3(key=-2, backing=backing, addressType="generated")

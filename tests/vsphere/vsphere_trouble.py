@@ -1,0 +1,127 @@
+"""What a test can have go wrong with a call; for `Front.inject`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+from pyVmomi import vmodl
+from vsphere_front import Action, Forward, Front
+from vsphere_http import CutError
+from vsphere_soap import Call, Reply, fault_reply, task_reply
+
+_UNAVAILABLE = 503
+_LOOK_S = 0.01
+
+
+def raise_fault(fault: vmodl.MethodFault) -> Action:
+    """The method itself is refused; nothing is done."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        return fault_reply(fault)
+
+    return act
+
+
+def fail_task(fault: vmodl.MethodFault) -> Action:
+    """The task ends in this fault; nothing is done."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        return await _failed(front, call, fault)
+
+    return act
+
+
+def fail_task_after(fault: vmodl.MethodFault) -> Action:
+    """The work is done, and its task ends in this fault all the same."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        await front.ended(await forward())
+        return await _failed(front, call, fault)
+
+    return act
+
+
+def cut_before() -> Action:
+    """The connection breaks before the simulator has heard anything."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        raise CutError
+
+    return act
+
+
+def cut_after() -> Action:
+    """The work is done to its end, and the answer is lost."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        await front.ended(await forward())
+        raise CutError
+
+    return act
+
+
+def unavailable() -> Action:
+    """What a vCenter answers while it starts: HTTP 503."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        return Reply(_UNAVAILABLE, b"Service Unavailable", ((b"content-type", b"text/plain"),))
+
+    return act
+
+
+def slow(seconds: float) -> Action:
+    """The call waits before it is carried on."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        await asyncio.sleep(seconds)
+        return await forward()
+
+    return act
+
+
+def held(gate: threading.Event) -> Action:
+    """The call waits until the test sets the event."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        while not gate.is_set():
+            await asyncio.sleep(_LOOK_S)
+        return await forward()
+
+    return act
+
+
+def drop_session() -> Action:
+    """All sessions end just before the call."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        await front.end_sessions()
+        return await forward()
+
+    return act
+
+
+def restart(seconds: float, *, after: bool) -> Action:
+    """vCenter stops at this call (`after` the work was done, or before) and is back some time later."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        if after:
+            await front.ended(await forward())
+        front.spawn(_again(front, seconds))
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()  # this connection breaks with the others
+        raise CutError
+
+    return act
+
+
+async def _again(front: Front, seconds: float) -> None:
+    await front.stop()
+    await asyncio.sleep(seconds)
+    await front.listen()
+
+
+async def _failed(front: Front, call: Call, fault: vmodl.MethodFault) -> Reply:
+    entity = front.control.managed(call.kind, call.target)
+    return task_reply(call.method, await front.controlled(front.control.failed_task, entity, fault))
