@@ -1,4 +1,4 @@
-"""What is kept in a VM: it comes back as it was, in pieces that vSphere takes, and a guest that meddles is found out."""
+"""What is kept in a VM comes back as it was, in pieces that vSphere takes, and a guest that meddles is found out."""
 
 from __future__ import annotations
 
