@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard proto/*/v1/*.proto) proto/generate.
 proto: setup ## make the protobuf stubs again
 	@$(PYTHON) proto/generate.py
 
-image: setup ## build the guest image (kernel and initramfs) into build/photon-image
+image: setup ## build the guest image (kernel, initramfs, CD) into build/photon-image
 	@$(PYTHON) photon-image/build.py --output $(GUEST_IMAGE)
 
 $(BUSYBOX): scripts/busybox_image.py scripts/image_archive.py | $(STAMP)

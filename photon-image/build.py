@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Builds the guest image: kernel and initramfs with the tether in it.
+"""Builds the guest image: kernel and initramfs with the tether in it, and a CD that boots them.
 
     python photon-image/build.py --output build/photon-image
 
 From Debian's or Ubuntu's packages by apt, or from Photon OS's: see README.md beside this file for how.
 
-Makes DIR/vmlinuz, DIR/initramfs and DIR/manifest.json. The same inputs give the same bytes; when nothing has changed
-since DIR was made, nothing is done.
+Makes DIR/vmlinuz, DIR/initramfs, DIR/guest.iso and DIR/manifest.json. The same inputs give the same bytes; when
+nothing has changed since DIR was made, nothing is done.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 
 import cpio
 import declaration
+import iso
 import selection
 import source_options
 import tree
@@ -38,11 +39,12 @@ from sources import PackageSource, ResolvedPackage
 _HERE = Path(__file__).resolve().parent
 _REPOSITORY = _HERE.parent
 _DECLARED = _HERE / "packages.toml"
+_FILES = ("vmlinuz", "initramfs", "guest.iso")
 _log = logging.getLogger("photon-image")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Build the guest image (kernel and initramfs with the tether).")
+    parser = argparse.ArgumentParser(description="Build the guest image (kernel, initramfs with the tether, CD).")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to put it")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where downloads are kept (default: beside DIR)")
     parser.add_argument("--quiet", action="store_true", help="say nothing unless it fails")
@@ -73,7 +75,8 @@ def build(output: Path, source: PackageSource, cache: Path, distribution: str = 
         agent=tree.agent_files(_REPOSITORY),
         wheels=wheel_contents,
     )
-    digest = _inputs_digest(inputs, resolved)
+    boot = iso.boot_files(declared.cd_command_line)
+    digest = _inputs_digest(inputs, resolved, boot)
     if _is_current(output, digest):
         _log.info("%s is up to date", output)
         return
@@ -85,12 +88,15 @@ def build(output: Path, source: PackageSource, cache: Path, distribution: str = 
         "inputs": digest,
         "source": distribution,
         "kernel_version": linux.version,
+        "platforms": [platform.name for platform in tree.platforms(linux, declared)],
         "python": python,
         "packages": [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in resolved],
         "wheels": wheel_versions,
     }
-    _write(output, linux.image.read_bytes(), initramfs.getvalue(), manifest)
-    _log.info("%s: kernel %s, initramfs %.1f MB", output, linux.version, len(initramfs.getbuffer()) / 1e6)
+    image = {"vmlinuz": linux.image.read_bytes(), "initramfs": initramfs.getvalue()}
+    image["guest.iso"] = iso.make(image["vmlinuz"], image["initramfs"], boot)
+    _write(output, image, manifest)
+    _log.info("%s: kernel %s, initramfs %.1f MB", output, linux.version, len(image["initramfs"]) / 1e6)
 
 
 @contextlib.contextmanager
@@ -102,7 +108,7 @@ def _locked(cache: Path) -> Iterator[None]:
         yield
 
 
-def _inputs_digest(inputs: tree.Inputs, resolved: list[ResolvedPackage]) -> str:
+def _inputs_digest(inputs: tree.Inputs, resolved: list[ResolvedPackage], boot: iso.BootFiles) -> str:
     digest = hashlib.sha256()
     for file in sorted(_HERE.iterdir()):
         if file.is_file():
@@ -112,6 +118,7 @@ def _inputs_digest(inputs: tree.Inputs, resolved: list[ResolvedPackage]) -> str:
             _feed(digest, path, data)
     for package in resolved:
         _feed(digest, package.name, package.sha256.encode())
+    _feed(digest, "boot", boot.digest().encode())
     return digest.hexdigest()
 
 
@@ -122,7 +129,7 @@ def _feed(digest: Any, name: str, data: bytes) -> None:
 def _is_current(output: Path, digest: str) -> bool:
     try:
         manifest = json.loads((output / "manifest.json").read_text())
-        sizes = {name: (output / name).stat().st_size for name in ("vmlinuz", "initramfs")}
+        sizes = {name: (output / name).stat().st_size for name in _FILES}
     except (OSError, ValueError):
         return False
     return bool(manifest.get("inputs") == digest and manifest.get("sizes") == sizes)
@@ -143,19 +150,16 @@ def _unpacked(source: PackageSource, resolved: list[ResolvedPackage], roots: Pat
     return root
 
 
-def _write(output: Path, kernel: bytes, initramfs: bytes, manifest: dict[str, Any]) -> None:
+def _write(output: Path, image: dict[str, bytes], manifest: dict[str, Any]) -> None:
     """The manifest goes last: an image is complete when its manifest says so."""
     digest = hashlib.sha256()
-    _feed(digest, "vmlinuz", kernel)
-    _feed(digest, "initramfs", initramfs)
+    for name in ("vmlinuz", "initramfs"):  # what boots, in whatever way
+        _feed(digest, name, image[name])
     manifest["digest"] = f"sha256:{digest.hexdigest()}"
-    manifest["sizes"] = {"vmlinuz": len(kernel), "initramfs": len(initramfs)}
+    manifest["iso"] = {"file": "guest.iso", "sha256": hashlib.sha256(image["guest.iso"]).hexdigest()}
+    manifest["sizes"] = {name: len(image[name]) for name in _FILES}
     output.mkdir(parents=True, exist_ok=True)
-    for name, data in (
-        ("vmlinuz", kernel),
-        ("initramfs", initramfs),
-        ("manifest.json", (json.dumps(manifest, indent=2) + "\n").encode()),
-    ):
+    for name, data in (image | {"manifest.json": (json.dumps(manifest, indent=2) + "\n").encode()}).items():
         temporary = output / f".{name}.new"
         temporary.write_bytes(data)
         os.replace(temporary, output / name)

@@ -42,6 +42,16 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class Platform:
+    """A kind of machine, told by the PCI vendor of its devices ("0x15ad"), and the kernel modules for it."""
+
+    name: str
+    pci_vendor: str
+    load: tuple[str, ...]
+    vsock: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Declaration:
     """All of packages.toml."""
 
@@ -53,6 +63,8 @@ class Declaration:
     modules_load: tuple[str, ...]
     modules_vsock: tuple[str, ...]
     modules_available: tuple[str, ...]
+    platforms: tuple[Platform, ...]
+    cd_command_line: str
     directories: tuple[str, ...]
 
 
@@ -91,5 +103,10 @@ def _parse(data: dict[str, Any], distribution: str) -> Declaration:
         modules_load=tuple(data["modules"]["load"]),
         modules_vsock=tuple(data["modules"]["vsock"]),
         modules_available=tuple(data["modules"]["available"]),
+        platforms=tuple(
+            Platform(name, item["pci_vendor"], tuple(item["load"]), tuple(item["vsock"]))
+            for name, item in data["platform"].items()
+        ),
+        cd_command_line=data["cd"]["command_line"],
         directories=tuple(data["tree"]["directories"]),
     )

@@ -23,6 +23,10 @@ _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+class MissingModuleError(BuildError):
+    """The kernel has not got a module."""
+
+
 class Kernel:
     """The one kernel below `root`."""
 
@@ -37,7 +41,7 @@ class Kernel:
         self._files = {_name(path): path for path in sorted(self._modules.rglob("*.ko*"))}
         builtin = self._modules / "modules.builtin"
         if not builtin.is_file():
-            raise BuildError(f"kernel {self.version} has no modules.builtin in {' or '.join(map(str, candidates))}")
+            raise MissingModuleError(f"kernel {self.version} has no modules.builtin in {' or '.join(map(str, candidates))}")
         self._builtin = {_name(Path(line)) for line in builtin.read_text().splitlines()}
 
     def load_order(self, names: Iterable[str]) -> list[str]:
@@ -46,6 +50,17 @@ class Kernel:
         for name in names:
             self._visit(_canonical(name), order)
         return list(order)
+
+    def lacks(self, names: Iterable[str]) -> list[str]:
+        """Those of the modules that cannot be loaded: the kernel has not got them, or not all that they need."""
+        return [name for name in names if not self._has(name)]
+
+    def _has(self, name: str) -> bool:
+        try:
+            self.load_order([name])
+        except MissingModuleError:
+            return False
+        return True
 
     def module_path(self, name: str) -> str:
         """Path below /lib/modules in the image."""
@@ -64,7 +79,7 @@ class Kernel:
         if name in order or name in self._builtin:
             return
         if name not in self._files:
-            raise BuildError(f"kernel {self.version} has no module {name}")
+            raise MissingModuleError(f"kernel {self.version} has no module {name}")
         for need in self._needs(name):
             self._visit(need, order)
         order[name] = None

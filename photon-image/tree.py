@@ -14,7 +14,7 @@ import elf
 import globs
 import lazy
 from cpio import Entry
-from declaration import Declaration, Package, Wheel
+from declaration import Declaration, Package, Platform, Wheel
 from errors import BuildError
 from guest_python import GuestPython
 from kernel import Kernel
@@ -154,13 +154,27 @@ def _lazy_paths(sources: dict[str, bytes], inputs: Inputs) -> frozenset[str]:
     return frozenset(found)
 
 
+def platforms(kernel: Kernel, declaration: Declaration) -> tuple[Platform, ...]:
+    """The platforms that the kernel has everything for. Raises BuildError when there is none."""
+    lacking = {platform: kernel.lacks((*platform.load, *platform.vsock)) for platform in declaration.platforms}
+    if found := tuple(platform for platform, names in lacking.items() if not names):
+        return found
+    details = "; ".join(f"for {platform.name} {', '.join(names)}" for platform, names in lacking.items())
+    raise BuildError(f"kernel {kernel.version} is complete for no platform: it lacks {details}")
+
+
 def _kernel_modules(kernel: Kernel, declaration: Declaration) -> dict[str, Entry]:
-    load, vsock = declaration.modules_load, declaration.modules_vsock
-    everything = kernel.load_order((*load, *vsock, *declaration.modules_available))
+    """The modules, and for the agent what to load when: etc/modules.WHAT[.PLATFORM], etc/platform.PLATFORM."""
+    lists = {"load": declaration.modules_load, "vsock": declaration.modules_vsock}
     entries = {}
-    for kind, names in (("load", load), ("vsock", vsock)):
+    for platform in platforms(kernel, declaration):
+        lists |= {f"load.{platform.name}": platform.load, f"vsock.{platform.name}": platform.vsock}
+        entries[f"etc/platform.{platform.name}"] = cpio.file(f"{platform.pci_vendor}\n".encode())
+    for kind, names in lists.items():
         lines = "".join(f"{kernel.module_path(name)}\n" for name in kernel.load_order(names))
         entries[f"etc/modules.{kind}"] = cpio.file(lines.encode())
-    for name in everything:
+    lacking = kernel.lacks(declaration.modules_available)
+    available = [name for name in declaration.modules_available if name not in lacking]
+    for name in kernel.load_order([*(name for names in lists.values() for name in names), *available]):
         entries[f"lib/modules/{kernel.module_path(name)}"] = cpio.file(kernel.module_data(name))
     return entries

@@ -12,6 +12,8 @@ fi
 packages=(qemu-system-x86 squashfs-tools e2fsprogs debootstrap cpio)
 # RPM repositories as a source of the guest image, and what the tests make such repositories with.
 packages+=(python3-dnf rpm createrepo-c gpg gpg-agent)
+# The guest image as a CD; the firmware is for its tests.
+packages+=(isolinux syslinux-common grub-efi-amd64-bin grub-common mtools xorriso ovmf)
 # Debian's Python cannot make environments without a package of its own.
 "$python" -c 'import ensurepip' 2>/dev/null || packages+=("$(basename "$python")-venv")
 missing=()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tether import linux, rootfs, vsock
+from tether import linux, modules, rootfs, serial, vsock
 from tether.cgroup import Group
 from tether.loop import Loop
 from tether.sandbox import Sandbox
@@ -21,6 +21,7 @@ from tether.service import Service
 
 VERSION = "0.1.0"
 _VIRTIO_NAME = "vch.agent"
+_SERIAL_DEVICE = "/dev/ttyS1"
 # Enough for output on its way; more is given back.
 _KEPT_BYTES = 8 << 20
 _OPEN_FILES = 1 << 20
@@ -60,17 +61,6 @@ def _lift_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def _modules(kind: str) -> list[str]:
-    """Paths of the kernel modules for something, in the order in which they are loaded."""
-    lines = Path(f"/etc/modules.{kind}").read_text().splitlines()
-    return [f"/lib/modules/{line}" for line in lines if line]
-
-
-def _load_modules(paths: list[str]) -> None:
-    for path in paths:
-        linux.load_module(path)
-
-
 def _kernel_option(name: str, default: str) -> str:
     for word in Path("/proc/cmdline").read_text().split():
         key, _, value = word.partition("=")
@@ -79,23 +69,22 @@ def _kernel_option(name: str, default: str) -> str:
     return default
 
 
-def _open_channel(loop: Loop, attach: Callable[[int], None]) -> None:
+def _open_channel(loop: Loop, attach: Callable[[int], None], platforms: list[str]) -> None:
     kind = _kernel_option("vch.channel", "virtio")
     if kind == "virtio":
         attach(_open_virtio())
     elif kind == "vsock":
-        _listen_on_vsock(loop, attach)
+        _listen_on_vsock(loop, attach, platforms)
     elif kind == "serial":
-        attach(os.open("/dev/ttyS1", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+        attach(serial.open_raw(_SERIAL_DEVICE))
     else:
         raise SystemExit(f"unknown channel {kind!r}")
 
 
-def _listen_on_vsock(loop: Loop, attach: Callable[[int], None]) -> None:
-    family, *transports = _modules("vsock")
-    _load_modules([family])
+def _listen_on_vsock(loop: Loop, attach: Callable[[int], None], platforms: list[str]) -> None:
+    modules.load("vsock")
     vsock.serve(loop, vsock.listen(), attach)
-    _load_modules(transports)
+    modules.load_for("vsock", platforms)
 
 
 def _open_virtio() -> int:
@@ -117,7 +106,9 @@ def main() -> None:
     _mount_base()
     Path("/proc/self/oom_score_adj").write_text("-1000")
     _lift_limits()
-    _load_modules(_modules("load"))
+    platforms = modules.platforms()
+    modules.load_for("load", platforms)
+    modules.load("load")
     loop = Loop()
     sandbox = Sandbox(Group(), rootfs.mount_disks)
 
@@ -126,7 +117,7 @@ def main() -> None:
         linux.power_off()
 
     service = Service(loop, sandbox, VERSION, power_off)
-    _open_channel(loop, service.attach)
+    _open_channel(loop, service.attach, platforms)
     sys.stderr.write("tether: listening\n")
     loop.run()
 

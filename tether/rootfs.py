@@ -7,16 +7,14 @@ lead nowhere but into the image.
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tether import linux
+from tether import disks, linux
 from tether.launch import LaunchError, Step
 from tether.mounts import parse_tmpfs_options
 from tether.v1 import tether_pb2
@@ -54,16 +52,14 @@ _MASKED = (
     "/sys/firmware",
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-# Names of disks by their serial numbers.
-_last_seen: dict[str, str] = {}
 _SECURE = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
 def mount_disks(request: tether_pb2.StartRequest) -> None:
     """Mounts the image at IMAGE and the writable disk at WRITABLE."""
-    image = _find_disk(request.image_disk.serial)
+    image = disks.find(request.image_disk.serial)
     linux.mount(image, IMAGE, request.image_disk.filesystem, linux.MS_RDONLY)
-    writable = _find_disk(request.writable_disk.serial)
+    writable = disks.find(request.writable_disk.serial)
     linux.mount(writable, WRITABLE, request.writable_disk.filesystem, linux.MS_NOATIME)
 
 
@@ -114,41 +110,6 @@ def write_machine_id(machine_id: str) -> None:
         os.unlink(_MACHINE_ID)
     if machine_id:
         Path(_MACHINE_ID).write_text(f"{machine_id}\n")
-
-
-def _find_disk(serial: str) -> str:
-    """Path of the block device with that serial number; waits for the kernel to announce it, 10 s at most."""
-    if disk := _present(serial):
-        return disk
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, 15) as uevents:
-        uevents.bind((0, 1))
-        uevents.settimeout(10)
-        while not (disk := _present(serial)):
-            try:
-                uevents.recv(8192)
-            except TimeoutError:
-                raise OSError(errno.ENODEV, f"no disk has the serial number {serial!r}") from None
-        return disk
-
-
-def _present(serial: str) -> str:
-    """The disk, if it is there; where one of that number was before is looked first."""
-    names = sorted(os.listdir("/sys/block"), key=lambda name: name != _last_seen.get(serial))
-    for name in names:
-        if _serial(f"/sys/block/{name}") == serial:
-            _last_seen[serial] = name
-            return f"/dev/{name}"
-    return ""
-
-
-def _serial(block: str) -> str:
-    for name, skip in (("serial", 0), ("device/vpd_pg80", 4)):
-        try:
-            with open(f"{block}/{name}", "rb") as file:
-                return file.read(256)[skip:].strip(b" \0\n").decode("ascii", "replace")
-        except OSError:
-            continue
-    return ""
 
 
 def _write_etc(request: tether_pb2.StartRequest) -> None:

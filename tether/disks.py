@@ -1,0 +1,91 @@
+"""The container's disks among the block devices: by serial number, or by their place on the PVSCSI controller.
+
+vSphere does not let anyone choose a disk's serial number, but it keeps a disk at its target: the name "scsi:N" stands
+for the disk at target N (LUN 0) of the machine's PVSCSI controller. Any other name is a serial number.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+
+_BLOCK = "/sys/block"
+_HOSTS = "/sys/class/scsi_host"
+_DEV = "/dev"
+_WAIT_S = 10.0
+_KOBJECT_UEVENT, _KERNEL_GROUP = 15, 1
+_PVSCSI = "vmw_pvscsi"
+_TARGET_PREFIX = "scsi:"
+# More than any controller has; a name with a larger number is none.
+_MAX_TARGETS = 256
+# Block devices' names by the names of disks.
+_last_seen: dict[str, str] = {}
+
+
+def find(name: str) -> str:
+    """Path of the block device; waits for the kernel to announce it, 10 s at most.
+
+    Raises OSError: ENODEV when no such disk appears, EINVAL for a target that cannot be.
+    """
+    if name.startswith(_TARGET_PREFIX):
+        target = _target(name)
+        return _wait_for(name, lambda block: _is_at(block, target), f"no disk is at target {target} of the controller")
+    return _wait_for(name, lambda block: _serial(block) == name, f"no disk has the serial number {name!r}")
+
+
+def _target(name: str) -> int:
+    digits = name.removeprefix(_TARGET_PREFIX)
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 4 and int(digits) < _MAX_TARGETS):
+        raise OSError(errno.EINVAL, f"{name!r} names no target: {_TARGET_PREFIX}0 is the first")
+    return int(digits)
+
+
+def _wait_for(name: str, is_it: Callable[[str], bool], otherwise: str) -> str:
+    if disk := _present(name, is_it):
+        return disk
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _KOBJECT_UEVENT) as uevents:
+        uevents.bind((0, _KERNEL_GROUP))
+        deadline = time.monotonic() + _WAIT_S
+        while not (disk := _present(name, is_it)):
+            try:
+                uevents.settimeout(max(deadline - time.monotonic(), 0.001))
+                uevents.recv(8192)
+            except TimeoutError:
+                raise OSError(errno.ENODEV, otherwise) from None
+        return disk
+
+
+def _present(name: str, is_it: Callable[[str], bool]) -> str:
+    """The disk, if it is there and has its device file; where one of that name was before is looked first."""
+    for block in sorted(os.listdir(_BLOCK), key=lambda block: block != _last_seen.get(name)):
+        if is_it(block) and os.path.exists(f"{_DEV}/{block}"):
+            _last_seen[name] = block
+            return f"{_DEV}/{block}"
+    return ""
+
+
+def _is_at(block: str, target: int) -> bool:
+    """Whether it is the disk at that target; a SCSI device is named HOST:CHANNEL:TARGET:LUN."""
+    try:
+        host, _, number, lun = os.path.basename(os.readlink(f"{_BLOCK}/{block}/device")).split(":")
+        return (int(number), int(lun)) == (target, 0) and _driver(int(host)) == _PVSCSI
+    except (OSError, ValueError):
+        return False  # no SCSI device, or one that goes away
+
+
+def _driver(host: int) -> str:
+    with open(f"{_HOSTS}/host{host}/proc_name") as file:
+        return file.read(64).strip()
+
+
+def _serial(block: str) -> str:
+    for name, skip in (("serial", 0), ("device/vpd_pg80", 4)):
+        try:
+            with open(f"{_BLOCK}/{block}/{name}", "rb") as file:
+                return file.read(256)[skip:].strip(b" \0\n").decode("ascii", "replace")
+        except OSError:
+            continue
+    return ""
