@@ -41,7 +41,9 @@ class Kernel:
         self._files = {_name(path): path for path in sorted(self._modules.rglob("*.ko*"))}
         builtin = self._modules / "modules.builtin"
         if not builtin.is_file():
-            raise MissingModuleError(f"kernel {self.version} has no modules.builtin in {' or '.join(map(str, candidates))}")
+            raise MissingModuleError(
+                f"kernel {self.version} has no modules.builtin in {' or '.join(map(str, candidates))}"
+            )
         self._builtin = {_name(Path(line)) for line in builtin.read_text().splitlines()}
 
     def load_order(self, names: Iterable[str]) -> list[str]:

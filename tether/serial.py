@@ -16,8 +16,8 @@ def open_raw(device: str) -> int:
 
     Eight bits, no parity; no echo, no signals, no change of line ends, no flow control by characters or wires: modem
     lines are ignored, since what a hypervisor reports on them depends on whether its end is connected, and a hang-up
-    must not end what the agent serves. The speed is the port's highest; virtual ports do not keep it, but a driver waits for
-    as long as a line of that speed would take when it drains its buffer.
+    must not end what the agent serves. The speed is the port's highest: a virtual port does not keep
+    it, but the kernel's driver reckons with it.
     """
     try:
         descriptor = os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -60,7 +60,7 @@ def test_nothing_is_done_when_nothing_changed(image: Path, monkeypatch: pytest.M
 
 
 def test_a_damaged_image_is_made_again(image: Path, tmp_path: Path) -> None:
-    for name in ("vmlinuz", "manifest.json"):
+    for name in ("vmlinuz", "guest.iso", "manifest.json"):
         (tmp_path / name).write_bytes((image / name).read_bytes())
     (tmp_path / "initramfs").write_bytes(b"short")
     make(tmp_path)
@@ -74,6 +74,9 @@ def test_size(image: Path) -> None:
 def test_manifest(image: Path) -> None:
     manifest = make(image)
     assert str(manifest["digest"]).startswith("sha256:")
+    assert manifest["platforms"] == ["virtio", "vmware"]
+    digest = hashlib.sha256((image / "guest.iso").read_bytes()).hexdigest()
+    assert manifest["iso"] == {"file": "guest.iso", "sha256": digest}
     packages = manifest["packages"]
     assert isinstance(packages, list)
     assert all(package["version"] and len(package["sha256"]) == 64 for package in packages)

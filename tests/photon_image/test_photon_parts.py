@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import lzma
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import globs
 import pytest
 import selection
+import tree
 from backports import zstd
-from declaration import Declaration, Package, read
+from declaration import Declaration, Package, Platform, read
 from errors import BuildError
 from kernel import Kernel
 from sources import ResolvedPackage
@@ -89,6 +91,29 @@ def test_damaged_modules_are_named(kernel: Kernel, suffix: str) -> None:
 def test_missing_module_is_an_error(kernel: Kernel, name: str) -> None:
     with pytest.raises(BuildError):
         kernel.load_order([name])
+
+
+def test_what_a_kernel_lacks(kernel: Kernel) -> None:
+    assert kernel.lacks(["top", "built-in", "unknown", "broken"]) == ["unknown", "broken"]
+
+
+def declared_with(**platforms: tuple[str, ...]) -> Declaration:
+    found = tuple(Platform(name, "0x1", load, ()) for name, load in platforms.items())
+    return replace(read(DECLARED), platforms=found, modules_load=("base",), modules_vsock=(), modules_available=("no",))
+
+
+def test_a_kernel_may_be_for_one_platform_alone(kernel: Kernel) -> None:
+    declared = declared_with(virtio=("unknown", "top"), vmware=("top",))
+    assert [platform.name for platform in tree.platforms(kernel, declared)] == ["vmware"]
+    entries = tree._kernel_modules(kernel, declared)
+    assert entries["etc/modules.load.vmware"].data.splitlines()[-1] == b"6.1/kernel/fs/top.ko"
+    assert entries["etc/platform.vmware"].data == b"0x1\n"
+    assert not [path for path in entries if "virtio" in path or "unknown" in path]
+
+
+def test_a_kernel_for_no_platform_is_an_error(kernel: Kernel) -> None:
+    with pytest.raises(BuildError, match="for red unknown; for blue broken"):
+        tree.platforms(kernel, declared_with(red=("unknown", "top"), blue=("broken",)))
 
 
 class FakeSource:

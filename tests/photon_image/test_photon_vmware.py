@@ -1,0 +1,85 @@
+"""The CD, and a container on a machine shaped like one of vSphere's: real guests under emulation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from photon_machines import (
+    PATIENCE_S,
+    Disks,
+    VmwareMachine,
+    cd_options,
+    make_disks,
+    start_request,
+    take,
+    vmware_machine,
+)
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
+
+log = logging.getLogger(__name__)
+OVMF = Path("/usr/share/OVMF")
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Disks:
+    return make_disks(tmp_path)
+
+
+def kernel_options(image: Path) -> list[str]:
+    """The same kernel without the CD, for comparison."""
+    words = "console=ttyS0 quiet panic=-1 random.trust_cpu=on cryptomgr.notests vch.channel=serial"
+    return ["-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initramfs"), "-append", words]
+
+
+async def booted(machine: VmwareMachine, began: float, what: str) -> None:
+    """Says how long it took, for people: nothing depends on it."""
+    hello = await machine.agent.hello(timeout_s=PATIENCE_S)
+    took = time.monotonic() - began
+    log.info("booted %s: %.1f s, of it %.1f s in the kernel", what, took, hello.ready_after_ns / 1e9)
+
+
+async def run(machine: VmwareMachine, *args: str) -> bytes:
+    """Starts the container; its standard output."""
+    answer = await machine.agent.start(start_request(*args), timeout_s=PATIENCE_S)
+    assert not answer.HasField("failure"), answer
+    output, exited = await take(machine.agent.follow("init", 0))
+    assert exited.exit_code == 0, exited
+    return output
+
+
+async def test_a_container_runs_on_the_disks_of_its_targets(guest_image: Path, disks: Disks, tmp_path: Path) -> None:
+    """Booted by BIOS from the CD; afterwards the VM powers itself off."""
+    began = time.monotonic()
+    async with vmware_machine(tmp_path / "vm", cd_options(guest_image / "guest.iso"), disks) as machine:
+        await booted(machine, began, "from the CD, BIOS")
+        script = "hostname; grep -o 'zstd' /proc/mounts; cat /proc/1/comm; echo kept > /kept; ls /sys/class/net"
+        assert (await run(machine, "sh", "-c", script)).split() == [b"box", b"sh", b"eth0", b"lo"]
+        await machine.process.wait()
+    assert "tether: listening" in machine.console()
+
+
+async def test_it_boots_by_efi(guest_image: Path, tmp_path: Path) -> None:
+    code, variables = OVMF / "OVMF_CODE_4M.fd", tmp_path / "variables.fd"
+    variables.write_bytes((OVMF / "OVMF_VARS_4M.fd").read_bytes())
+    firmware = [
+        *("-drive", f"if=pflash,format=raw,readonly=on,file={code}"),
+        *("-drive", f"if=pflash,format=raw,file={variables}"),
+    ]
+    began = time.monotonic()
+    options = [*cd_options(guest_image / "guest.iso"), *firmware]
+    async with vmware_machine(tmp_path / "vm", options, None, machine="q35") as machine:
+        await booted(machine, began, "from the CD, EFI")
+
+
+async def test_disks_may_be_put_in_after_the_boot(guest_image: Path, disks: Disks, tmp_path: Path) -> None:
+    """As with an instant clone: the agent waits for them when it is told to start."""
+    began = time.monotonic()
+    async with vmware_machine(tmp_path / "vm", kernel_options(guest_image), None) as machine:
+        await booted(machine, began, "without the CD")
+        await machine.attach(0, disks.image, read_only=True)
+        await machine.attach(1, disks.writable, read_only=False)
+        assert await run(machine, "cat", "/etc/hostname") == b"box\n"
