@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from portlayer.drivers.vsphere.settings import VsphereSettings
 
 MIB = 1 << 20
 DEFAULT_MEMORY_BYTES = 1024 * MIB
@@ -22,7 +26,8 @@ class Settings:
     """Everything a port layer is told. Sizes in bytes; `accelerator` None: found out by a proof boot.
 
     With `clone`, containers start as clones of a template where they can. At most `pool_size` clones wait for
-    containers, and together they hold at most `pool_memory_bytes` of memory of their own.
+    containers, and together they hold at most `pool_memory_bytes` of memory of their own. `vsphere`: where machines are
+    on vSphere; without it they are on this host's QEMU.
     """
 
     state_dir: Path
@@ -37,6 +42,7 @@ class Settings:
     clone: bool = True
     pool_size: int = DEFAULT_POOL_SIZE
     pool_memory_bytes: int = DEFAULT_POOL_MEMORY_BYTES
+    vsphere: VsphereSettings | None = None
 
 
 def parse_size(text: str) -> int:
