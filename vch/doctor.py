@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import psutil
 
-from portlayer.drivers.qemu import accelerator, guest_image, vsock
+from portlayer.drivers import guest_image
+from portlayer.drivers.qemu import accelerator, vsock
 from portlayer.errors import PortLayerError
 from vch.settings import MAX_SOCKET_PATH
 

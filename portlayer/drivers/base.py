@@ -177,6 +177,10 @@ class Parent(Guest, Protocol):
 class Cloning(Protocol):
     """A driver's instant clone."""
 
+    @property
+    def rehearsals(self) -> tuple[int, int]:
+        """How often a start is tried out in a parent before it is frozen, and in a clone that is to wait."""
+
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         """The shape whose clones can carry a machine of that size; None when it has to boot."""
 

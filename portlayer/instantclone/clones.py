@@ -15,9 +15,6 @@ from portlayer.instantclone.pool import Pool, Waiting
 from portlayer.instantclone.rehearsal import rehearse
 from portlayer.v1 import system_pb2
 
-# The second shows how warm the first has left it: what it still had to load is then in the template.
-_TEMPLATE_REHEARSALS = 2
-_CLONE_REHEARSALS = 1
 _RETRY_S = 600.0
 _LOOK_ROUND_S = 60.0
 _UNUSED_S = 24 * 3600.0
@@ -179,7 +176,7 @@ class InstantClones:
         try:
             parent = await self._cloning.boot_parent(entry.shape)
             try:
-                await rehearse(parent, _TEMPLATE_REHEARSALS)
+                await rehearse(parent, self._cloning.rehearsals[0])
                 entry.template = await parent.freeze(time.monotonic_ns() - began)
             finally:
                 await parent.discard()
@@ -196,10 +193,12 @@ class InstantClones:
 
     async def _fill(self, entry: _Entry) -> bool:
         assert entry.template is not None
+        assert self._cloning is not None
         clone = await entry.template.clone()
         try:
             await clone.resume()
-            await rehearse(clone, _CLONE_REHEARSALS)
+            if times := self._cloning.rehearsals[1]:
+                await rehearse(clone, times)
             await clone.suspend()
             fits = self._pool.add(Waiting(clone, await clone.private_bytes()))
         except BaseException:

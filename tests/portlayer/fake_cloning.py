@@ -139,6 +139,8 @@ class FakeCloning:
         self.may_boot = asyncio.Event()
         self.may_boot.set()
 
+    rehearsals = (2, 1)
+
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         size = 256 * MIB
         while size < memory_bytes:

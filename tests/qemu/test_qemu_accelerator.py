@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from portlayer.drivers.guest_image import GuestImage
 from portlayer.drivers.qemu import accelerator
 from portlayer.drivers.qemu.accelerator import Choice, Qemu
-from portlayer.drivers.qemu.guest_image import GuestImage
 from portlayer.errors import DriverError, InvalidArgumentError
 
 IMAGE = GuestImage(Path("/image"), "sha256:1", "6.1")

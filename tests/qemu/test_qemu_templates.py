@@ -23,10 +23,10 @@ from conftest import REPOSITORY
 from qemu_machines import all_ended, make_spec, own_processes
 
 from portlayer.agent import AgentClient
+from portlayer.drivers import guest_image as guest_images
 from portlayer.drivers.base import Machine, PowerState, Shape, Template
 from portlayer.drivers.qemu import LocalDatastore, QemuDriver, command, process
 from portlayer.drivers.qemu import accelerator as accelerators
-from portlayer.drivers.qemu import guest_image as guest_images
 from portlayer.drivers.qemu.guest import QemuClone
 from portlayer.drivers.qemu.machine import PROCESS
 from portlayer.drivers.qemu.templates import QemuTemplate

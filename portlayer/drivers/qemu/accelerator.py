@@ -14,8 +14,8 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from portlayer.drivers.guest_image import GuestImage
 from portlayer.drivers.qemu import command, files
-from portlayer.drivers.qemu.guest_image import GuestImage
 from portlayer.errors import DriverError, InvalidArgumentError
 
 ACCELERATORS = ("kvm", "tcg")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from portlayer.drivers import guest_image as guest_images
 from portlayer.drivers.base import Capacity, Cloning, DiskNames, Machine, MachineChange, MachineSpec
 from portlayer.drivers.qemu import accelerator as accelerators
 from portlayer.drivers.qemu import command, process, vsock
-from portlayer.drivers.qemu import guest_image as guest_images
 from portlayer.drivers.qemu.datastore import LocalDatastore
 from portlayer.drivers.qemu.disks import EmptyDisks
 from portlayer.drivers.qemu.failures import os_errors

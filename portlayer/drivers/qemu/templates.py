@@ -149,6 +149,11 @@ class QemuCloning:
         for template in self._templates.values():
             template.close()
 
+    @property
+    def rehearsals(self) -> tuple[int, int]:
+        """In a template twice: the second shows how warm the first has left it, and what it still loads stays there."""
+        return 2, 1
+
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         """See memory_of_template. A size beyond the host's memory has no clones: their private mappings would be
         counted as if all of them were used.

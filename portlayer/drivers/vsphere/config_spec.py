@@ -23,6 +23,8 @@ from pyVmomi import vim
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere.extra_config import Boot
 
+# What an administrator may set of a VM's share of its host.
+ALLOCATIONS = ("config.cpuAllocation", "config.memoryAllocation")
 GUEST_ID = "vmwarePhoton64Guest"
 IMAGE_UNIT, WRITABLE_UNIT = 0, 1
 CONSOLE_LOG = "console.log"
@@ -30,6 +32,7 @@ SERVICE = "vch://"
 _MIB = 1 << 20
 _KIB = 1 << 10
 _MAX_NAME = 80
+_OWN_DISKS = 2
 # Keys of devices that are being added are negative, and stand for one another within one request.
 _SCSI, _IMAGE, _WRITABLE, _CDROM, _CONSOLE, _CHANNEL, _NIC = -1, -2, -3, -4, -5, -6, -7
 # Every VM has these controllers without being asked.
@@ -49,50 +52,55 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a VM's parts come from; disks and the ISO as "[datastore] path".
+    """What VMs of all kinds have. `datastore` is where the VM itself goes, by name.
 
-    `datastore` is where the VM itself goes. `network`, a vim.Network, is None for loopback only.
+    `network` is what a network card on the bridge network is backed by; None for no card.
     """
 
     datastore: str
-    image_disk: str
-    empty_disk: str
-    writable_disk: str
     boot: Boot
     token: str
     network: Any
-    port_group: Any
 
 
-def creation(
-    spec: MachineSpec, name: str, hardware: Hardware, uuid: str, values: Mapping[str, str], annotation: str
-) -> vim.vm.ConfigSpec:
-    """The whole VM."""
-    config = _bare(spec.memory_bytes, spec.cpus, name, hardware.datastore, uuid, values, annotation)
-    config.deviceChange = [
-        _scsi_controller(),
-        image_disk(hardware.image_disk, _SCSI),
-        _child_disk(
-            _WRITABLE,
-            hardware.empty_disk,
-            hardware.writable_disk,
-            _SCSI,
-            WRITABLE_UNIT,
-            _DiskMode.independent_persistent,
-            spec.writable_disk_bytes,
-        ),
-        *_boot_devices(hardware, name),
-        *nics(hardware),
-    ]
-    return config
+@dataclass(frozen=True)
+class Disks:
+    """A container's, as "[datastore] path": the image's and the empty one are parents, `writable` is made."""
+
+    image: str
+    empty: str
+    writable: str
+
+
+def describe(
+    config: vim.vm.ConfigSpec,
+    spec: MachineSpec,
+    name: str,
+    hardware: Hardware,
+    disks: Disks,
+    uuid: str,
+    values: Mapping[str, str],
+) -> None:
+    """A container's whole VM, into `config`."""
+    _describe(config, spec.memory_bytes, spec.cpus, name, hardware, uuid, values)
+    writable = _child_disk(
+        _WRITABLE,
+        disks.empty,
+        disks.writable,
+        _SCSI,
+        WRITABLE_UNIT,
+        _DiskMode.independent_persistent,
+        spec.writable_disk_bytes,
+    )
+    config.deviceChange += [image_disk(disks.image, _SCSI), writable]
 
 
 def parent(
     memory_bytes: int, cpus: int, name: str, hardware: Hardware, uuid: str, values: Mapping[str, str], annotation: str
 ) -> vim.vm.ConfigSpec:
     """A VM to be cloned from: as a container's, without disks."""
-    config = _bare(memory_bytes, cpus, name, hardware.datastore, uuid, values, annotation)
-    config.deviceChange = [_scsi_controller(), *_boot_devices(hardware, name), *nics(hardware)]
+    config = vim.vm.ConfigSpec(annotation=annotation)
+    _describe(config, memory_bytes, cpus, name, hardware, uuid, values)
     return config
 
 
@@ -150,7 +158,7 @@ def removal(device: Any, *, with_file: bool) -> vim.vm.device.VirtualDeviceSpec:
 def nics(hardware: Hardware) -> list[vim.vm.device.VirtualDeviceSpec]:
     if hardware.network is None:
         return []
-    card = vim.vm.device.VirtualVmxnet3(key=_NIC, backing=hardware.port_group, connectable=_connected())
+    card = vim.vm.device.VirtualVmxnet3(key=_NIC, backing=hardware.network, connectable=_connected())
     return [_added(card)]
 
 
@@ -169,6 +177,22 @@ def reboot_edits(devices: list[Any], boot: Boot) -> list[vim.vm.device.VirtualDe
     return edits
 
 
+def is_as_made(found: Mapping[str, Any], spec: MachineSpec) -> bool:
+    """Whether a VM, of which `found` has hardware and ALLOCATIONS, is still what `creation` asked for."""
+    size = (found.get("config.hardware.memoryMB"), found.get("config.hardware.numCPU"))
+    wanted = (-(-spec.memory_bytes // _MIB), spec.cpus)
+    disks = [one for one in found["config.hardware.device"] if isinstance(one, vim.vm.device.VirtualDisk)]
+    return size == wanted and len(disks) <= _OWN_DISKS and all(_is_default(found.get(path)) for path in ALLOCATIONS)
+
+
+def _is_default(allocation: Any) -> bool:
+    """Of vim.ResourceAllocationInfo: no limit, no reservation, no more nor less shares than others."""
+    if allocation is None:
+        return True
+    shares = allocation.shares is None or allocation.shares.level == vim.SharesInfo.Level.normal
+    return shares and (allocation.limit in (None, -1)) and not allocation.reservation
+
+
 def is_channel(device: Any) -> bool:
     """Whether it is the serial port of the agent's channel."""
     if not isinstance(device, vim.vm.device.VirtualSerialPort):
@@ -183,23 +207,26 @@ def connection_edit(device: Any, *, connected: bool) -> vim.vm.device.VirtualDev
     return vim.vm.device.VirtualDeviceSpec(operation=_Operation.edit, device=device)
 
 
-def _bare(
-    memory_bytes: int, cpus: int, name: str, datastore: str, uuid: str, values: Mapping[str, str], annotation: str
-) -> vim.vm.ConfigSpec:
-    return vim.vm.ConfigSpec(
-        name=name,
-        annotation=annotation,
-        guestId=GUEST_ID,
-        instanceUuid=uuid,
-        uuid=uuid,
-        memoryMB=-(-memory_bytes // _MIB),
-        numCPUs=cpus,
-        numCoresPerSocket=1,
-        firmware=vim.vm.GuestOsDescriptor.FirmwareType.bios,
-        files=vim.vm.FileInfo(vmPathName=f"[{datastore}]"),
-        bootOptions=vim.vm.BootOptions(bootDelay=0, bootOrder=[vim.vm.BootOptions.BootableCdromDevice()]),
-        extraConfig=options({**_OPTIONS, **values}),
-    )
+def _describe(
+    config: vim.vm.ConfigSpec,
+    memory_bytes: int,
+    cpus: int,
+    name: str,
+    hardware: Hardware,
+    uuid: str,
+    values: Mapping[str, str],
+) -> None:
+    config.name = name
+    config.guestId = GUEST_ID
+    config.instanceUuid = config.uuid = uuid
+    config.memoryMB = -(-memory_bytes // _MIB)
+    config.numCPUs = cpus
+    config.numCoresPerSocket = 1
+    config.firmware = vim.vm.GuestOsDescriptor.FirmwareType.bios
+    config.files = vim.vm.FileInfo(vmPathName=f"[{hardware.datastore}]")
+    config.bootOptions = vim.vm.BootOptions(bootDelay=0, bootOrder=[vim.vm.BootOptions.BootableCdromDevice()])
+    config.extraConfig = options({**_OPTIONS, **values})
+    config.deviceChange = [_scsi_controller(), *_boot_devices(hardware, name), *nics(hardware)]
 
 
 def _scsi_controller() -> vim.vm.device.VirtualDeviceSpec:
@@ -218,7 +245,7 @@ def _child_disk(
     backing = flat(fileName=path, diskMode=mode, thinProvisioned=True, parent=flat(fileName=parent_disk, diskMode=mode))
     disk = vim.vm.device.VirtualDisk(key=key, controllerKey=controller, unitNumber=unit, backing=backing)
     if capacity_bytes is not None:
-        disk.capacityInKB = capacity_bytes // _KIB
+        disk.capacityInKB = capacity_bytes // _KIB  # type: ignore[assignment]
     return _added(disk, _FileOperation.create)
 
 

@@ -7,6 +7,9 @@
     guestinfo.vch.record.size   how many bytes it has, so that an old piece is not taken for one of it
     vch.token                   what the serial port authorises itself with; not for the guest
     vch.boot                    what the VM was last made to boot from and dial, JSON
+    vch.disk                    where the writable disk is while the VM has lent it to a clone, else empty
+    vch.template                of a template: what it is, JSON; "being made" until it is one
+    vch.clone                   of a clone that is no container's (yet): its template
 
 A value has to stay below 64 KiB and all of guestinfo below 1 MiB (the RPC's limits). All values of one write go in one
 reconfiguration, which vSphere does whole or not at all. A guest can write guestinfo unless it is kept from it: VMs get
@@ -32,6 +35,9 @@ RECORD = "guestinfo.vch.record"
 RECORD_SIZE = "guestinfo.vch.record.size"
 TOKEN = "vch.token"
 BOOT = "vch.boot"
+LENT_DISK = "vch.disk"
+TEMPLATE = "vch.template"
+CLONE = "vch.clone"
 _PIECE = 48 * 1024  # characters
 _MAX_RECORD_BYTES = 512 * 1024
 _ID = re.compile(r"[0-9a-f]{12,64}")
@@ -53,6 +59,18 @@ class Kept:
     spec: MachineSpec
     token: str
     boot: Boot
+    lent_disk: str = ""
+
+
+@dataclass(frozen=True)
+class TemplateFacts:
+    """What is kept of a template. `key`: digest of everything that its clones share with it."""
+
+    key: str
+    memory_bytes: int
+    cpus: int
+    created_unix_ns: int
+    made_in_ns: int
 
 
 def fixed(spec: MachineSpec, token: str) -> dict[str, str]:
@@ -62,6 +80,19 @@ def fixed(spec: MachineSpec, token: str) -> dict[str, str]:
 
 def boot(boot: Boot) -> dict[str, str]:
     return {BOOT: msgspec.json.encode(boot).decode()}
+
+
+def lent_disk(path: str) -> dict[str, str]:
+    return {LENT_DISK: path}
+
+
+def template(facts: TemplateFacts) -> dict[str, str]:
+    return {TEMPLATE: msgspec.json.encode(facts).decode()}
+
+
+def clone(template_id: str) -> dict[str, str]:
+    """Of a clone, which begins with all that its template has; without a template it is a container's."""
+    return {CLONE: template_id, TEMPLATE: ""}
 
 
 def record(data: bytes) -> dict[str, str]:
@@ -76,8 +107,12 @@ def record(data: bytes) -> dict[str, str]:
     return {RECORD_SIZE: str(len(data))} | {_piece(number): piece for number, piece in enumerate(pieces)}
 
 
-def record_keys(size: int) -> list[str]:
-    """The keys of a record of that size. DriverError when there can be no such record."""
+def record_keys(values: Mapping[str, str]) -> list[str]:
+    """The keys of the record whose size is among the values. DriverError when there can be no such record."""
+    try:
+        size = int(values[RECORD_SIZE])
+    except (KeyError, ValueError) as error:
+        raise DriverError("the VM does not say how large its record is") from error
     if not 0 <= size <= _MAX_RECORD_BYTES:
         raise DriverError(f"the VM says that its record has {size} bytes")
     characters = 4 * -(-size // 3)
@@ -87,12 +122,11 @@ def record_keys(size: int) -> list[str]:
 def read_record(values: Mapping[str, str]) -> bytes:
     """The record out of `values`. DriverError when it is not whole."""
     try:
-        size = int(values[RECORD_SIZE])
-        data = base64.b64decode("".join(values[key] for key in record_keys(size)), validate=True)
+        data = base64.b64decode("".join(values[key] for key in record_keys(values)), validate=True)
     except (KeyError, ValueError, binascii.Error) as error:
         raise DriverError(f"the VM's record is not whole: {error!r}") from error
-    if len(data) != size:
-        raise DriverError(f"the VM's record has {len(data)} bytes instead of {size}")
+    if str(len(data)) != values[RECORD_SIZE]:
+        raise DriverError(f"the VM's record has {len(data)} bytes instead of {values[RECORD_SIZE]}")
     return data
 
 
@@ -102,12 +136,24 @@ def read(values: Mapping[str, str]) -> Kept:
         spec = msgspec.json.decode(
             values[SPEC], type=MachineSpec
         )  # exact types; what a newer version added is left out
-        kept = Kept(spec, values[TOKEN], msgspec.json.decode(values[BOOT], type=Boot))
+        boot = msgspec.json.decode(values[BOOT], type=Boot)
+        kept = Kept(spec, values[TOKEN], boot, values.get(LENT_DISK, ""))
     except (KeyError, msgspec.MsgspecError) as error:
         raise DriverError(f"its extraConfig is not readable: {error!r}") from error
     if spec.id != values.get(ID) or not _ID.fullmatch(spec.id) or not _TOKEN.fullmatch(kept.token):
         raise DriverError("its extraConfig contradicts itself")
     return kept
+
+
+def read_template(values: Mapping[str, str]) -> TemplateFacts:
+    """DriverError when it never became one."""
+    try:
+        facts = msgspec.json.decode(values[TEMPLATE], type=TemplateFacts)
+    except (KeyError, msgspec.MsgspecError) as error:
+        raise DriverError("it was not made to its end") from error
+    if not _TOKEN.fullmatch(values.get(TOKEN, "")):
+        raise DriverError("it has no token")
+    return facts
 
 
 def _piece(number: int) -> str:

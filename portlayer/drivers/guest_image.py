@@ -11,11 +11,16 @@ from portlayer.errors import DriverError
 
 @dataclass(frozen=True)
 class GuestImage:
-    """Kernel and initramfs in one directory, told apart from other builds by their digest."""
+    """Kernel and initramfs in one directory, told apart from other builds by their digest; and as an ISO.
+
+    Images of former versions have no ISO.
+    """
 
     directory: Path
     digest: str
     kernel_version: str
+    iso: Path | None = None
+    iso_digest: str = ""
 
 
 def read(directory: Path) -> GuestImage:
@@ -25,7 +30,11 @@ def read(directory: Path) -> GuestImage:
         for name in ("vmlinuz", "initramfs"):
             if (directory / name).stat().st_size != manifest["sizes"][name]:
                 raise ValueError(f"{name} is not of the size in manifest.json")
-        return GuestImage(directory.absolute(), str(manifest["digest"]), str(manifest["kernel_version"]))
+        directory = directory.absolute()
+        digest, kernel_version = str(manifest["digest"]), str(manifest["kernel_version"])
+        if (iso := manifest.get("iso")) is None:
+            return GuestImage(directory, digest, kernel_version)
+        return GuestImage(directory, digest, kernel_version, directory / Path(iso["file"]).name, str(iso["sha256"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "python photon-image/build.py --output DIR makes one"
         raise DriverError(f"no guest image in {directory} ({error}): {hint}") from error
