@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 _LOOK_S = 0.01
 _END_S = 30.0
@@ -15,13 +15,25 @@ def outcome(task: Any) -> Any:
     """The task's result, once it has one. Raises its fault."""
     deadline = time.monotonic() + _END_S
     while time.monotonic() < deadline:
-        info = task.info
-        if info.state == vim.TaskInfo.State.success:
-            return info.result
-        if info.state == vim.TaskInfo.State.error:
-            raise info.error
+        info = _info(task)
+        if info["info.state"] == vim.TaskInfo.State.success:
+            return info.get("info.result")
+        if info["info.state"] == vim.TaskInfo.State.error:
+            raise info["info.error"]
         time.sleep(_LOOK_S)
     raise TimeoutError(f"{task} did not end")
+
+
+def _info(task: Any) -> dict[str, Any]:
+    """Not the whole of it: the simulator's has entities that pyvmomi refuses."""
+    collector = vmodl.query.PropertyCollector
+    spec = collector.FilterSpec(
+        propSet=[collector.PropertySpec(type=vim.Task, pathSet=["info.state", "info.result", "info.error"])],
+        objectSet=[collector.ObjectSpec(obj=task)],
+    )
+    properties = vmodl.query.PropertyCollector("propertyCollector", task._stub)
+    found = properties.RetrievePropertiesEx([spec], collector.RetrieveOptions())
+    return {item.name: item.val for item in found.objects[0].propSet}
 
 
 class Plain:

@@ -167,7 +167,7 @@ def _device(device: Any) -> Any:
     change = vim.vm.device.VirtualDeviceSpec(operation="add", device=device)
     if isinstance(device, vim.vm.device.VirtualEthernetCard) and device.addressType != "manual":
         device.macAddress = None
-    persists = isinstance(device, vim.vm.device.VirtualDisk) and device.backing.diskMode == "persistent"
+    persists = isinstance(device, vim.vm.device.VirtualDisk) and not device.backing.diskMode.endswith("nonpersistent")
     if persists:
         parent = device.backing
         device.backing = type(parent)(fileName="", diskMode=parent.diskMode, parent=parent, thinProvisioned=True)
