@@ -99,7 +99,7 @@ def parent(
     memory_bytes: int, cpus: int, name: str, hardware: Hardware, uuid: str, values: Mapping[str, str], annotation: str
 ) -> vim.vm.ConfigSpec:
     """A VM to be cloned from: as a container's, without disks."""
-    config = vim.vm.ConfigSpec(annotation=annotation)
+    config: vim.vm.ConfigSpec = vim.vm.ConfigSpec(annotation=annotation)
     _describe(config, memory_bytes, cpus, name, hardware, uuid, values)
     return config
 
@@ -208,7 +208,7 @@ def connection_edit(device: Any, *, connected: bool) -> vim.vm.device.VirtualDev
 
 
 def _describe(
-    config: vim.vm.ConfigSpec,
+    config: Any,
     memory_bytes: int,
     cpus: int,
     name: str,
@@ -245,7 +245,7 @@ def _child_disk(
     backing = flat(fileName=path, diskMode=mode, thinProvisioned=True, parent=flat(fileName=parent_disk, diskMode=mode))
     disk = vim.vm.device.VirtualDisk(key=key, controllerKey=controller, unitNumber=unit, backing=backing)
     if capacity_bytes is not None:
-        disk.capacityInKB = capacity_bytes // _KIB  # type: ignore[assignment]
+        disk.capacityInKB = capacity_bytes // _KIB
     return _added(disk, _FileOperation.create)
 
 
