@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from vsphere_simulator import HOST
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere import config_spec, extra_config
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
-from portlayer.drivers.vsphere.extra_config import Boot
+from portlayer.drivers.vsphere.extra_config import Boot, Kept
 from portlayer.drivers.vsphere.faults import caused_by
-from portlayer.drivers.vsphere.machine import VsphereMachine, instance_uuid
+from portlayer.drivers.vsphere.machine import VsphereMachine, first_uuid
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
 from portlayer.errors import ConflictError
@@ -53,6 +53,18 @@ class Around:
 
     async def boot(self) -> Boot:
         return BOOT
+
+    async def wait_off(self, vm: Any) -> None:
+        raise AssertionError("nobody waits for an end here")
+
+    def image_path(self, name: str) -> str:
+        return IMAGE
+
+    def described(self, spec: MachineSpec) -> vim.vm.ConfigSpec:
+        return vim.vm.ConfigSpec(annotation="a container")
+
+    def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        raise AssertionError("nothing is left for later here")
 
     async def power_on(self, vm: Any, name: str) -> None:
         try:
@@ -97,19 +109,20 @@ class Bench:
         identity = (uuid.uuid4().hex * 2)[:64]
         spec = MachineSpec(identity, "web", 64 << 20, 1, "image", 1 << 30)
         name = f"web-{identity[:12]}"
-        own = instance_uuid(identity)
-        writable = f"[LocalDS_0] {name}-writable.vmdk"
-        hardware = config_spec.Hardware("LocalDS_0", IMAGE, EMPTY, writable, BOOT, self._token, None, None)
+        own = first_uuid(identity)
+        disks = config_spec.Disks(IMAGE, EMPTY, f"[LocalDS_0] {name}-writable.vmdk")
+        hardware = config_spec.Hardware("LocalDS_0", BOOT, self._token, None)
         values = extra_config.fixed(spec, self._token) | extra_config.boot(BOOT) | extra_config.record(b"first")
-        config = config_spec.creation(spec, name, hardware, own, values, "a container")
+        config = self.around.described(spec)
+        config_spec.describe(config, spec, name, hardware, disks, own, values)
         vm = outcome(self.plain.folder.CreateVM_Task(config, self.plain.pool))
         own_vm = vim.VirtualMachine(vm._moId, self.around.session.content.rootFolder._stub)
-        return VsphereMachine(spec, own_vm, name, BOOT, self.around, self._directory)
+        return VsphereMachine(self.around, own_vm, name, own, Kept(spec, self._token, BOOT), self._directory)
 
     def truth(self, machine: VsphereMachine) -> Any:
         """The VM, past the front; None when there is none of that id."""
         search = self.plain.content.searchIndex
-        return search.FindByUuid(None, instance_uuid(machine.id), True, True)
+        return search.FindByUuid(None, machine.vc_uuid, True, True)
 
     def files(self) -> set[str]:
         """Everything on the datastore, by paths."""

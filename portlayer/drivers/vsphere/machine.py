@@ -2,6 +2,10 @@
 
 What it is, and the port layer's record, are in the VM's extraConfig; nothing is remembered here that could not be read
 again. Every change is harmless when it is made twice, since a broken connection makes the session repeat it.
+
+A container that starts in a clone changes its VM: the clone gets the container's disks and its extraConfig, and the VM
+before is removed. `vch.disk` says of a VM that it has lent its writable disk, so at every instant of that one VM is the
+container's: the one that has the disk.
 """
 
 from __future__ import annotations
@@ -9,38 +13,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
-from pyVmomi import vim, vmodl
+from pyVmomi import vim
 
 from portlayer.drivers.base import Clone, MachineSpec, PowerState
 from portlayer.drivers.uninterrupted import uninterrupted
-from portlayer.drivers.vsphere import config_spec, extra_config, virtual_machines
+from portlayer.drivers.vsphere import config_spec, extra_config, operations, virtual_machines
+from portlayer.drivers.vsphere.cloning import VsphereClone
 from portlayer.drivers.vsphere.extra_config import Boot
 from portlayer.drivers.vsphere.faults import caused_by
+from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
-from portlayer.errors import ConflictError, DriverError, NotFoundError, PortLayerError
+from portlayer.errors import ConflictError, DriverError, NotFoundError
 
-# A VM that runs and has not dialled in after this long has its serial port plugged in anew.
+# A VM that runs and has not dialled in after this long has its serial port plugged in anew; seconds.
 _DIAL_S = 15.0
 _GUARDED_ATTEMPTS = 5
-_STATES = {
-    "poweredOn": PowerState.RUNNING,
-    "poweredOff": PowerState.OFF,
-    # There is no freezing without writing the memory out: a paused container is a suspended VM.
-    "suspended": PowerState.PAUSED,
-}
+_SETTINGS = ["config.hardware.device", "config.hardware.memoryMB", "config.hardware.numCPU", *config_spec.ALLOCATIONS]
 _log = logging.getLogger(__name__)
-
-
-class Lines(Protocol):
-    """The concentrator, as far as a machine needs it."""
-
-    async def connect(self, vc_uuid: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The line to a VM's agent; waits until the VM has dialled in."""
 
 
 class Surroundings(Protocol):
@@ -53,7 +47,7 @@ class Surroundings(Protocol):
     def vms(self) -> VirtualMachines: ...
 
     @property
-    def lines(self) -> Lines: ...
+    def lines(self) -> Concentrator: ...
 
     async def boot(self) -> Boot:
         """What VMs boot from and dial now."""
@@ -61,18 +55,38 @@ class Surroundings(Protocol):
     async def power_on(self, vm: Any, name: str) -> None:
         """Powers a VM on, where DRS wants it if there is DRS."""
 
+    async def wait_off(self, vm: Any) -> None:
+        """Returns when a VM is off or gone."""
+
+    def image_path(self, name: str) -> str:
+        """Where an image disk is, "[datastore] path"."""
+
+    def described(self, spec: MachineSpec) -> vim.vm.ConfigSpec:
+        """What people are told of a container's VM: annotation, managedBy."""
+
+    def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Does what nobody waits for."""
+
 
 class VsphereMachine:
-    """Implements Machine."""
+    """Implements Machine. `kept` is what the VM's extraConfig says, `vc_uuid` its instanceUuid."""
 
     def __init__(
-        self, spec: MachineSpec, vm: vim.VirtualMachine, name: str, booted: Boot, around: Surroundings, directory: Path
+        self,
+        around: Surroundings,
+        vm: vim.VirtualMachine,
+        name: str,
+        vc_uuid: str,
+        kept: extra_config.Kept,
+        directory: Path,
     ) -> None:
-        self._spec = spec
+        self._around = around
+        self._spec = kept.spec
+        self._booted = kept.boot
+        self._lent_disk = kept.lent_disk
         self._vm = vm
         self._name = name
-        self._booted = booted
-        self._around = around
+        self._vc_uuid = vc_uuid
         self._directory = directory
         self._lock = asyncio.Lock()  # guards the power and the devices
         self._record_lock = asyncio.Lock()
@@ -92,12 +106,16 @@ class VsphereMachine:
         return self._vm
 
     @property
+    def vc_uuid(self) -> str:
+        return self._vc_uuid
+
+    @property
     def directory(self) -> Path:
         return self._directory
 
     @property
     def location(self) -> str:
-        return f"vSphere VM {self._name} ({self._vm._moId})"
+        return f"vSphere VM {self._name}"
 
     @property
     def console_log(self) -> str | None:
@@ -108,10 +126,9 @@ class VsphereMachine:
         return self._around.session
 
     async def read_record(self) -> bytes:
-        size = await self._values([extra_config.RECORD_SIZE, extra_config.RECORD])
-        keys = extra_config.record_keys(_whole(size.get(extra_config.RECORD_SIZE)))
-        rest = [key for key in keys if key not in size]
-        self._written = extra_config.read_record(size | (await self._values(rest) if rest else {}))
+        values = await self._values([extra_config.RECORD_SIZE, extra_config.RECORD])
+        missing = [key for key in extra_config.record_keys(values) if key not in values]
+        self._written = extra_config.read_record(values | (await self._values(missing) if missing else {}))
         return self._written
 
     async def write_record(self, record: bytes) -> None:
@@ -119,35 +136,28 @@ class VsphereMachine:
             await uninterrupted(self._write_record(record))
 
     async def power_state(self) -> PowerState:
-        found = await self._session.read([self._vm], [virtual_machines.POWER])
-        if self._vm not in found:
-            raise NotFoundError(f"the VM {self._name} does not exist any more")
-        return _STATES.get(str(found[self._vm].get(virtual_machines.POWER)), PowerState.OFF)
+        return await operations.power_state(self._session, self._vm, self._name)
 
     async def power_on(self, clone: Clone | None = None) -> None:
-        assert clone is None
-        async with self._lock:
-            await uninterrupted(self._power_on())
+        try:
+            async with self._lock:
+                if await self.power_state() is not PowerState.RUNNING:
+                    await uninterrupted(self._boot() if clone is None else self._move_into(clone))
+        finally:
+            if clone is not None:
+                await clone.discard()
 
     async def power_off(self) -> None:
         async with self._lock:
-            await uninterrupted(self._power_off())
+            await uninterrupted(operations.power_off(self._session, self._vm, self._name))
 
     async def wait_off(self) -> None:
-        while True:
-            change = self._around.vms.change(self._vm)
-            try:
-                # Asked for: what was told last may be older than a power-on of ours.
-                if await self.power_state() is PowerState.OFF:
-                    return
-            except NotFoundError:
-                return
-            await change.wait()
+        await self._around.wait_off(self._vm)
 
     async def pause(self) -> None:
         async with self._lock:
             await self._require(PowerState.RUNNING)
-            await self._unless_so(self._vm.SuspendVM_Task, what=f"suspending the VM {self._name}")
+            await operations.suspend(self._session, self._vm, self._name)
 
     async def resume(self) -> None:
         async with self._lock:
@@ -155,99 +165,126 @@ class VsphereMachine:
             await self._around.power_on(self._vm, self._name)
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        lines, own = self._around.lines, instance_uuid(self.id)
+        lines = self._around.lines
         try:
             async with asyncio.timeout(_DIAL_S):
-                return await lines.connect(own)
+                return await lines.connect(self._vc_uuid)
         except TimeoutError:
-            await self._dial_again()
-        return await lines.connect(own)
+            _log.warning("the VM %s has not dialled in for %g s: connecting its serial port", self._name, _DIAL_S)
+        async with self._lock:
+            await operations.plug_in(self._session, self._vm, self._name)
+        return await lines.connect(self._vc_uuid)
 
     async def writable_disk_usage(self) -> int:
-        found = await self._session.read([self._vm], ["layoutEx.disk", "layoutEx.file", "config.hardware.device"])
-        if self._vm not in found:
-            raise NotFoundError(f"the VM {self._name} does not exist any more")
-        return _disk_usage(found[self._vm])
+        paths = ["layoutEx.disk", "layoutEx.file", "config.hardware.device"]
+        return _disk_usage(await operations.properties(self._session, self._vm, self._name, paths))
 
     async def remove(self) -> None:
         """Powers it off and removes VM and disks. No effect when it is gone."""
         async with self._lock:
-            try:
-                await self._power_off()
-                await self._session.run(self._vm.Destroy_Task, what=f"removing the VM {self._name}")
-            except NotFoundError as error:
-                if not caused_by(error, vmodl.fault.ManagedObjectNotFound) and await self._exists():
-                    raise
+            if self._lent_disk:  # back to where it is removed with the VM
+                await operations.quietly(self._take_disks_back(), f"the disk of the VM {self._name}")
+            await operations.remove(self._session, self._vm, self._name)
 
-    async def _power_on(self) -> None:
-        state = await self.power_state()
-        if state is PowerState.RUNNING:
-            return
+    async def rename_as(self, name: str) -> None:
+        """Gives the VM the name that the container's should have."""
+        await self._session.run(self._vm.Rename_Task, name, what=f"renaming the VM {self._name} to {name}")
+        self._name = name
+
+    # --- starting
+
+    async def _boot(self) -> None:
+        if self._lent_disk:
+            await self._take_disks_back()
         boot = await self._around.boot()
         if boot != self._booted:
             await self._renew_boot(boot)
         await self._around.power_on(self._vm, self._name)
 
-    async def _power_off(self) -> None:
-        try:
-            if await self.power_state() is not PowerState.OFF:
-                await self._unless_so(self._vm.PowerOffVM_Task, what=f"powering off the VM {self._name}")
-        except NotFoundError:
-            return
-
-    async def _unless_so(self, method: Callable[..., Any], *, what: str) -> None:
-        """A change of the power, which may have been made by then: by whoever else, or by the same call before."""
-        try:
-            await self._session.run(method, what=what)
-        except ConflictError as error:
-            if not caused_by(error, vim.fault.InvalidPowerState):
-                raise
-
-    async def _require(self, wanted: PowerState) -> None:
-        if (state := await self.power_state()) is not wanted:
-            raise ConflictError(f"the VM {self._name} is {state}, not {wanted}")
-
     async def _renew_boot(self, boot: Boot) -> None:
         """For a VM that was made when the guest image, or the concentrator's address, was another one."""
-        devices = await self._devices()
-        edits = config_spec.reboot_edits(devices, boot)
+        edits = config_spec.reboot_edits(await operations.devices(self._session, self._vm, self._name), boot)
         spec = vim.vm.ConfigSpec(deviceChange=edits, extraConfig=config_spec.options(extra_config.boot(boot)))
-        await self._session.run(self._vm.ReconfigVM_Task, spec, what=f"preparing the VM {self._name} for a boot")
+        await operations.reconfigure(self._session, self._vm, spec, f"preparing the VM {self._name} for a boot")
         self._booted = boot
 
-    async def _dial_again(self) -> None:
-        """Pulls the plug of the serial port and puts it in again: ESXi dials when it is connected."""
-        _log.warning("the VM %s has not dialled in for %g s: connecting its serial port again", self._name, _DIAL_S)
-        async with self._lock:
-            for connected in (False, True):
-                channel = [device for device in await self._devices() if config_spec.is_channel(device)]
-                if not channel:
-                    raise DriverError(f"the serial port of the VM {self._name} was removed: its agent is out of reach")
-                edit = config_spec.connection_edit(channel[0], connected=connected)
-                spec = vim.vm.ConfigSpec(deviceChange=[edit])
-                await self._session.run(self._vm.ReconfigVM_Task, spec, what=f"connecting the VM {self._name}")
+    async def _take_disks_back(self) -> None:
+        """The disks of a VM whose move into a clone came to nothing."""
+        devices = await operations.devices(self._session, self._vm, self._name)
+        changes = self._disks(devices, self._lent_disk)
+        spec = vim.vm.ConfigSpec(deviceChange=changes, extraConfig=config_spec.options(extra_config.lent_disk("")))
+        await operations.reconfigure(self._session, self._vm, spec, f"giving the VM {self._name} its disks back")
+        self._lent_disk = ""
 
-    async def _devices(self) -> list[Any]:
-        found = await self._session.read([self._vm], ["config.hardware.device"])
-        if self._vm not in found:
-            raise NotFoundError(f"the VM {self._name} does not exist any more")
-        return list(found[self._vm].get("config.hardware.device", ()))
+    # --- starting in a clone
+
+    async def _move_into(self, clone: Clone) -> None:
+        """The clone becomes this container's VM, and the VM before goes."""
+        assert isinstance(clone, VsphereClone)
+        await self._lend_disk()
+        devices = await operations.devices(self._session, clone.vm, clone.name)
+        record = self._written if self._written is not None else await self.read_record()
+        spec = self._around.described(self._spec)
+        spec.deviceChange = self._disks(devices, self._lent_disk)
+        values = extra_config.fixed(self._spec, clone.token) | extra_config.boot(self._booted)
+        spec.extraConfig = config_spec.options(values | extra_config.record(record) | extra_config.clone(""))
+        await operations.reconfigure(self._session, clone.vm, spec, f"making {clone.name} the VM of {self._name}")
+        clone.become_a_containers()
+        before, self._vm, self._vc_uuid, self._lent_disk = self._vm, clone.vm, clone.uuid, ""
+        self._around.later(self._replace(before, self._name), f"removing the VM that {self._name} was")
+
+    async def _replace(self, before: Any, name: str) -> None:
+        await operations.remove(self._session, before, name)
+        await self.rename_as(name)
+
+    async def _lend_disk(self) -> None:
+        """Takes the disks off the VM, and notes where the writable one is."""
+        if self._lent_disk:
+            return
+        found = await operations.properties(self._session, self._vm, self._name, _SETTINGS)
+        devices = list(found.get("config.hardware.device", ()))
+        if not config_spec.is_as_made(found, self._spec):
+            raise ConflictError(f"the VM {self._name} was changed by an administrator: what it has stays, so it boots")
+        writable = config_spec.disk_at(devices, config_spec.WRITABLE_UNIT)
+        if writable is None:
+            raise DriverError(f"the VM {self._name} has lost its writable disk")
+        path = str(writable.backing.fileName)
+        removals = [config_spec.removal(writable, with_file=False)]
+        if (image := config_spec.disk_at(devices, config_spec.IMAGE_UNIT)) is not None:
+            removals.append(config_spec.removal(image, with_file=True))
+        spec = vim.vm.ConfigSpec(deviceChange=removals, extraConfig=config_spec.options(extra_config.lent_disk(path)))
+        await operations.reconfigure(self._session, self._vm, spec, f"taking the disks of the VM {self._name}")
+        self._lent_disk = path
+
+    def _disks(self, devices: list[Any], writable: str) -> list[Any]:
+        """The container's disks, for a VM with these devices, unless it has them."""
+        controller = config_spec.scsi_controller_key(devices)
+        if controller is None:
+            raise DriverError(f"the VM {self._name} has lost its PVSCSI controller")
+        changes = []
+        if config_spec.disk_at(devices, config_spec.IMAGE_UNIT) is None:
+            changes.append(config_spec.image_disk(self._around.image_path(self._spec.image_disk), controller))
+        if config_spec.disk_at(devices, config_spec.WRITABLE_UNIT) is None:
+            changes.append(config_spec.existing_disk(writable, controller))
+        return changes
+
+    # --- the record
 
     async def _write_record(self, record: bytes) -> None:
         """Guarded by the changeVersion: one that somebody else has written meanwhile is not overwritten."""
         values = config_spec.options(extra_config.record(record))
-        for attempt in range(_GUARDED_ATTEMPTS):
-            version = self._around.vms.known(self._vm, virtual_machines.CHANGE_VERSION) if attempt == 0 else None
+        version = self._around.vms.known(self._vm, virtual_machines.CHANGE_VERSION)
+        for _ in range(_GUARDED_ATTEMPTS):
             spec = vim.vm.ConfigSpec(extraConfig=values, changeVersion=version or await self._change_version())
             try:
-                await self._session.run(self._vm.ReconfigVM_Task, spec, what=f"writing the record of {self._name}")
+                await operations.reconfigure(self._session, self._vm, spec, f"writing the record of {self._name}")
+                break
             except ConflictError as error:
                 if not caused_by(error, vim.fault.ConcurrentAccess):
                     raise
-                if await self._holds(record):
-                    break  # the answer to our own write was lost
-                continue
-            break
+            if await self._holds(record):
+                break  # the answer to our own write was lost
+            version = None
         else:
             raise ConflictError(f"the VM {self._name} is changed by others all the time: its record is not written")
         self._written = record
@@ -256,60 +293,36 @@ class VsphereMachine:
         """Whether the VM has this record. ConflictError when it has one that this machine did not write."""
         before = self._written
         found = await self.read_record()
-        if found not in (record, before) and before is not None:
+        if before is not None and found not in (record, before):
             raise ConflictError(
-                f"the record of the VM {self._name} was changed by somebody else: is there another VCH?"
+                f"the record of the VM {self._name} was written by somebody else: is there another VCH?"
             )
         return found == record
 
     async def _change_version(self) -> str:
-        found = await self._session.read([self._vm], [virtual_machines.CHANGE_VERSION])
-        if self._vm not in found:
-            raise NotFoundError(f"the VM {self._name} does not exist any more")
-        return str(found[self._vm].get(virtual_machines.CHANGE_VERSION, ""))
+        path = virtual_machines.CHANGE_VERSION
+        return str((await operations.properties(self._session, self._vm, self._name, [path])).get(path, ""))
 
     async def _values(self, keys: list[str]) -> dict[str, str]:
         """Values of extraConfig."""
-        return (await values_of(self._session, [self._vm], keys)).get(self._vm, {})
+        found = await operations.values_of(self._session, [self._vm], keys)
+        if self._vm not in found:
+            raise NotFoundError(f"the VM {self._name} does not exist any more")
+        return found[self._vm]
 
-    async def _exists(self) -> bool:
-        return self._vm in await self._session.read([self._vm], [virtual_machines.NAME])
-
-
-async def values_of(session: Session, vms: list[Any], keys: list[str]) -> dict[Any, dict[str, str]]:
-    """Values of extraConfig, of many VMs at once, without all the rest of their configuration."""
-    paths = {f'config.extraConfig["{key}"].value': key for key in keys}
-    found = await session.read(vms, list(paths))
-    return {vm: {paths[path]: str(value) for path, value in values.items()} for vm, values in found.items()}
+    async def _require(self, wanted: PowerState) -> None:
+        if (state := await self.power_state()) is not wanted:
+            raise ConflictError(f"the VM {self._name} is {state}, not {wanted}")
 
 
-def instance_uuid(machine_id: str) -> str:
-    """The instanceUuid that the VM of a container has in vCenter: a function of the id, so that it is never two."""
+def first_uuid(machine_id: str) -> str:
+    """The instanceUuid that the VM of a container is made with: a function of the id, so that it is never two."""
     return str(uuid.UUID(machine_id[:32].ljust(32, "0")))
 
 
-def _whole(text: str | None) -> int:
-    try:
-        return int(text or "")
-    except ValueError as error:
-        raise DriverError(f"{text!r} is no size of a record") from error
-
-
 def _disk_usage(found: dict[str, Any]) -> int:
-    """Bytes of all files of the writable disk that are its own: those of the parent serve many."""
-    keys = {
-        device.key
-        for device in found.get("config.hardware.device", ())
-        if isinstance(device, vim.vm.device.VirtualDisk) and device.unitNumber == config_spec.WRITABLE_UNIT
-    }
-    sizes = {file.key: file.size for file in found.get("layoutEx.file", ())}
-    chains = [disk.chain for disk in found.get("layoutEx.disk", ()) if disk.key in keys and disk.chain]
-    return sum(int(sizes.get(key, 0)) for chain in chains for key in chain[-1].fileKey)
-
-
-async def quietly(work: Awaitable[Any], what: str) -> None:
-    """For clearing up after a failure: what goes wrong there must not hide the failure."""
-    try:
-        await work
-    except PortLayerError as error:
-        _log.warning("%s: %s", what, error)
+    """Bytes of the files that are the writable disk's own: those of its parent serve many."""
+    disk = config_spec.disk_at(list(found.get("config.hardware.device", ())), config_spec.WRITABLE_UNIT)
+    sizes = {file.key: int(file.size) for file in found.get("layoutEx.file", ())}
+    chains = [one.chain for one in found.get("layoutEx.disk", ()) if disk is not None and one.key == disk.key]
+    return sum(sizes.get(key, 0) for chain in chains if chain for key in chain[-1].fileKey)
