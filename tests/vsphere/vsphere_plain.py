@@ -60,18 +60,21 @@ class Plain:
         return self.folder.CreateVM_Task(spec, self.pool)
 
     def machines(self) -> list[str]:
-        """The names of all machines."""
-        view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [vim.VirtualMachine], True)
-        try:
-            return sorted(one.name for one in view.view)
-        finally:
-            view.DestroyView()
+        """The names of all machines, in whatever folder."""
+        return sorted(self._machines())
 
     def remove(self, name: str) -> None:
-        machine = self.content.searchIndex.FindChild(self.folder, name)
-        if machine.runtime.powerState == vim.VirtualMachine.PowerState.poweredOn:
+        machine = self._machines()[name]
+        if machine.runtime.powerState != vim.VirtualMachine.PowerState.poweredOff:
             outcome(machine.PowerOffVM_Task())
         outcome(machine.Destroy_Task())
+
+    def _machines(self) -> dict[str, Any]:
+        view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [vim.VirtualMachine], True)
+        try:
+            return {one.name: one for one in view.view}
+        finally:
+            view.DestroyView()
 
 
 def extra(machine: Any) -> dict[str, str]:
