@@ -14,6 +14,7 @@ MIB = 1 << 20
 DEFAULT_MEMORY_BYTES = 1024 * MIB
 DEFAULT_CPUS = 1
 DEFAULT_DISK_BYTES = 10 << 30
+DEFAULT_CHANNEL = "virtio"
 DEFAULT_POOL_SIZE = 12
 MAX_POOL_SIZE = 64
 DEFAULT_POOL_MEMORY_BYTES = 1024 * MIB
@@ -38,7 +39,7 @@ class Settings:
     default_cpus: int = DEFAULT_CPUS
     default_disk_bytes: int = DEFAULT_DISK_BYTES
     accelerator: str | None = None
-    channel: str = "virtio"
+    channel: str = DEFAULT_CHANNEL
     clone: bool = True
     pool_size: int = DEFAULT_POOL_SIZE
     pool_memory_bytes: int = DEFAULT_POOL_MEMORY_BYTES

@@ -9,13 +9,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
 
 from portlayer import config
-from portlayer.errors import PortLayerError
+from portlayer.errors import InvalidArgumentError, PortLayerError
 from portlayer.server import serve
+from portlayer.vsphere_options import settings_of, vsphere_options
 
 
 class _Size(click.ParamType[int]):
@@ -39,7 +41,7 @@ class _Size(click.ParamType[int]):
 @click.option("--default-cpus", type=click.IntRange(1, 255), default=config.DEFAULT_CPUS, help="CPUs of a VM.")
 @click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Instead of finding out by a proof boot.")
 @click.option(
-    "--channel", type=click.Choice(["auto", "virtio", "vsock"]), default="virtio", help="How agents are reached."
+    "--channel", type=click.Choice(["auto", "virtio", "vsock"]), help="How agents are reached; default: virtio."
 )
 @click.option("--no-clone", is_flag=True, help="Boot a kernel for every start instead of cloning a template.")
 @click.option(
@@ -52,6 +54,7 @@ class _Size(click.ParamType[int]):
 @click.option(
     "--pool-memory", type=_Size(), default=config.DEFAULT_POOL_MEMORY_BYTES, help="Memory of all that wait, at most."
 )
+@vsphere_options
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option("--ready-fd", type=int, help='Descriptor that gets "ready" once the API is served.')
 def main(
@@ -62,12 +65,13 @@ def main(
     default_memory: int,
     default_cpus: int,
     accelerator: str | None,
-    channel: str,
+    channel: str | None,
     no_clone: bool,
     pool_size: int,
     pool_memory: int,
     log_level: str,
     ready_fd: int | None,
+    **vsphere: Any,
 ) -> None:
     """Serve the port layer's gRPC API."""
     logging.basicConfig(
@@ -76,6 +80,12 @@ def main(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
     )
+    try:
+        on_vsphere = settings_of(vsphere)
+        if on_vsphere is not None and (accelerator or channel):
+            raise InvalidArgumentError("--accelerator and --channel are for QEMU: they make no sense with --target")
+    except PortLayerError as error:
+        raise click.UsageError(str(error)) from error
     settings = config.Settings(
         state_dir=state_dir.absolute(),
         grpc=address,
@@ -84,10 +94,11 @@ def main(
         default_memory_bytes=default_memory,
         default_cpus=default_cpus,
         accelerator=accelerator,
-        channel=channel,
+        channel=channel or config.DEFAULT_CHANNEL,
         clone=not no_clone,
         pool_size=pool_size,
         pool_memory_bytes=pool_memory,
+        vsphere=on_vsphere,
     )
     try:
         uvloop.run(_run(settings, ready_fd))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vch import client, launch, settings, state, templates
+from vch import launch, passwords, settings, state, vsphere_options
+from vch import status as status_of
+from vch.config_file import config_option
+from vch.errors import ConfigurationError
 from vch.settings import Settings
-
-_NOT_UP = 3
 
 
 def _state_options(command: Any) -> Any:
@@ -60,29 +60,47 @@ def main() -> None:
 )
 @click.option("--ready-timeout", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds per part")
 @click.option("--detach", "-d", is_flag=True, help="Return once it serves")
+@vsphere_options.vsphere_options
+@config_option
 @click.option("--ready-fd", type=int, hidden=True)
+@click.option("--password-fd", type=int, hidden=True)
 def up(
-    name: str, state_dir: Path | None, ready_timeout: float, detach: bool, ready_fd: int | None, **options: Any
+    name: str,
+    state_dir: Path | None,
+    ready_timeout: float,
+    detach: bool,
+    ready_fd: int | None,
+    password_fd: int | None,
+    **options: Any,
 ) -> None:
-    """Bring a VCH up; without --detach, serve until Ctrl-C. Containers keep running when it ends."""
-    chosen = _settings(name, _state_dir(name, state_dir), options)
+    """Bring a VCH up; without --detach, serve until Ctrl-C. Containers keep running when it ends.
+
+    With --target its containers are VMs on vSphere, else on this machine's QEMU. What is said of vSphere holds for the
+    next time too, until --target is said again.
+    """
+    directory = _state_dir(name, state_dir)
+    chosen = _settings(name, directory, options)
+    password = None
+    if chosen.vsphere is not None:
+        password = passwords.find(chosen.vsphere) if password_fd is None else passwords.from_descriptor(password_fd)
     if detach:
         arguments = [*chosen.up_arguments(), "--ready-timeout", str(ready_timeout)]
-        launch.detached(chosen, arguments, timeout_s=ready_timeout)
+        launch.detached(chosen, password, arguments, timeout_s=ready_timeout)
         launch.tell(chosen)
     else:
-        launch.foreground(chosen, timeout_s=ready_timeout, ready_fd=ready_fd)
+        launch.foreground(chosen, password, timeout_s=ready_timeout, ready_fd=ready_fd)
 
 
 @main.command()
 @_state_options
 @click.option("--force", is_flag=True, help="Remove its containers too, running or not")
+@vsphere_options.password_file_option
 @click.option("--ready-timeout", type=click.FloatRange(0.1), default=60.0, hidden=True)
-def down(name: str, state_dir: Path | None, force: bool, ready_timeout: float) -> None:
+def down(name: str, state_dir: Path | None, force: bool, password_file: Path | None, ready_timeout: float) -> None:
     """End a VCH. Its containers keep running, and the next `up` finds them, unless --force is given."""
     directory = _state_dir(name, state_dir)
     if force:
-        for removed in launch.remove_containers(directory, timeout_s=ready_timeout):
+        for removed in launch.remove_containers(directory, password_file, timeout_s=ready_timeout):
             click.echo(f"removed container {removed}")
     pid = state.holder(directory)
     if pid is None:
@@ -97,11 +115,11 @@ def down(name: str, state_dir: Path | None, force: bool, ready_timeout: float) -
 @click.option("--json", "as_json", is_flag=True, help="For programs")
 def status(name: str, state_dir: Path | None, as_json: bool) -> None:
     """Show whether a VCH serves. Exit code 0: it does; 1: it is up but does not answer; 3: it is not up."""
-    facts, code = _facts(_state_dir(name, state_dir))
+    facts, code = status_of.facts(_state_dir(name, state_dir))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        _show(facts)
+        status_of.show(facts)
     sys.exit(code)
 
 
@@ -127,6 +145,7 @@ def _settings(name: str, directory: Path, options: dict[str, Any]) -> Settings:
     hosts = tuple(options["hosts"]) or (settings.default_socket(name, directory, "docker.sock"),)
     grpc = options["grpc"] or settings.default_socket(name, directory, "portlayer.sock")
     settings.check_addresses(grpc, hosts, tls)
+    vsphere = _vsphere(directory, options)
     return Settings(
         name=name,
         state_dir=directory,
@@ -142,56 +161,19 @@ def _settings(name: str, directory: Path, options: dict[str, Any]) -> Settings:
         pool_memory=options["pool_memory"],
         tls=tls,
         log_level=options["log_level"],
+        vsphere=vsphere,
     )
 
 
-def _facts(directory: Path) -> tuple[dict[str, Any], int]:
-    """What `vch status` shows, and its exit code."""
-    running = state.read(directory)
-    if running is None:
-        facts = {"up": False, "state_dir": str(directory), "last_error": launch.last_words(directory)}
-        return facts, _NOT_UP
-    facts = {
-        "up": True,
-        "name": running.name,
-        "since": datetime.fromtimestamp(running.started, UTC).astimezone().isoformat(timespec="seconds"),
-        "docker_host": running.hosts[0],
-        "hosts": list(running.hosts),
-        "grpc": running.grpc,
-        "state_dir": str(directory),
-        "pids": {"vch": running.pid, **running.parts},
-    }
-    about = client.info(running.grpc)
-    made = None if about is None else client.templates(running.grpc)
-    if about is None or made is None:
-        return facts | {"answers": False}, 1
-    containers = {
-        "running": about.containers_running,
-        "paused": about.containers_paused,
-        "stopped": about.containers_stopped,
-    }
-    facts |= {"answers": True, "containers": containers, "images": about.images}
-    facts["templates"] = [templates.facts(one) for one in made]
-    return facts | {"driver": about.driver, "driver_status": dict(about.driver_status)}, 0
-
-
-def _show(facts: dict[str, Any]) -> None:
-    for key, value in facts.items():
-        label = f"{key.replace('_', ' ')}:"
-        if key == "driver_status":
-            for what, words in sorted(value.items()):
-                click.echo(f"  {what + ':':<20} {words}")
-        elif key == "templates":
-            for number, one in enumerate(value):
-                click.echo(f"{'' if number else label:<15} {templates.line(one)}")
-        elif isinstance(value, dict):
-            click.echo(f"{label:<15} {', '.join(f'{one} {what}' for one, what in value.items())}")
-        elif isinstance(value, list):
-            click.echo(f"{label:<15} {', '.join(value)}")
-        elif isinstance(value, bool):
-            click.echo(f"{label:<15} {'yes' if value else 'no'}")
-        elif value != "":
-            click.echo(f"{label:<15} {value}")
+def _vsphere(directory: Path, options: dict[str, Any]) -> vsphere_options.Vsphere | None:
+    """What is meant of vSphere, with what was said last."""
+    last = state.read_last(directory)
+    chosen = vsphere_options.chosen(options, last.vsphere if last else None)
+    if chosen is not None:
+        for option in ("accelerator", "channel"):
+            if options.get(option):
+                raise ConfigurationError(f"--{option} is for QEMU: it makes no sense with --target {chosen.target}")
+    return chosen
 
 
 def _show_finding(name: str, level: str, found: str, costs: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from vch import client, state, supervisor
+from vch import client, passwords, state, supervisor
 from vch.errors import AlreadyUpError, PartError, VchError
 from vch.logs import PartLog
 from vch.settings import Settings
@@ -24,7 +24,7 @@ _WORDS = "vch.err"
 _END_SECONDS = 40.0
 
 
-def foreground(settings: Settings, *, timeout_s: float, ready_fd: int | None) -> None:
+def foreground(settings: Settings, password: str | None, *, timeout_s: float, ready_fd: int | None) -> None:
     """Serves until told to end. With `ready_fd`, says so there, and nothing on the terminal."""
     state.ensure(settings.state_dir)
     with state.hold(settings.state_dir):
@@ -37,25 +37,29 @@ def foreground(settings: Settings, *, timeout_s: float, ready_fd: int | None) ->
             else:
                 _say_ready(ready_fd)
 
-        asyncio.run(supervisor.run(settings, timeout_s=timeout_s, echo=ready_fd is None, ready=ready))
+        serving = supervisor.run(settings, password, timeout_s=timeout_s, echo=ready_fd is None, ready=ready)
+        asyncio.run(serving)
 
 
-def detached(settings: Settings, arguments: list[str], *, timeout_s: float) -> None:
+def detached(settings: Settings, password: str | None, arguments: list[str], *, timeout_s: float) -> None:
     """Starts `vch up ARGUMENTS` in a session of its own and returns once it serves."""
     state.ensure(settings.state_dir)
     if state.holder(settings.state_dir) is not None:
         raise AlreadyUpError(state.already_up(settings.state_dir))
     read, write = os.pipe()
     with os.fdopen(read, "rb") as pipe, (settings.state_dir / _WORDS).open("wb") as words:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "vch", "up", *arguments, "--ready-fd", str(write)],
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=words,
-            pass_fds=(write,),
-            start_new_session=True,
-            cwd="/",
-        )
+        with passwords.filled_pipe(password) as secret:
+            arguments = [*arguments, "--ready-fd", str(write), *passwords.password_arguments(secret)]
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "vch", "up", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                pass_fds=(write, *secret),
+                start_new_session=True,
+                cwd="/",
+                env=passwords.environment(),
+            )
         os.close(write)
         try:
             # The supervisor has a deadline for each part; this one only covers a supervisor that hangs.
@@ -77,18 +81,22 @@ def end(directory: Path, pid: int) -> None:
         raise VchError(f"process {pid} did not end in {_END_SECONDS:.0f} s; see {directory}/vch.log")
 
 
-def remove_containers(directory: Path, *, timeout_s: float) -> list[str]:
-    """Removes every container of a VCH, up or not; gives back their names."""
+def remove_containers(directory: Path, password_file: Path | None, *, timeout_s: float) -> list[str]:
+    """Removes every container of a VCH, up or not; gives back their names.
+
+    On vSphere, one that is not up needs the password again; `password_file` instead of the one that `up` was told.
+    """
     running = state.read(directory)
     if running is not None:
         return client.remove_containers(running.grpc)
-    if not state.has_machines(directory):
+    last = state.read_last(directory)
+    if not (last and last.vsphere) and not state.has_machines(directory):
         return []
     with state.hold(directory), closing(PartLog(directory, "portlayer", echo=False)) as log:
-        last = state.read_last(directory)
         if last is None:
             raise VchError(f"{directory} does not say how its VCH was started: `vch up` it, then `vch down --force`")
-        return asyncio.run(supervisor.remove_containers(last, log, timeout_s))
+        password = passwords.find(last.vsphere, password_file) if last.vsphere else None
+        return asyncio.run(supervisor.remove_containers(last, password, log, timeout_s))
 
 
 def tell(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from vch.errors import PartError
 from vch.logs import PartLog
+from vch.passwords import environment, filled_pipe, password_arguments
 
 _READY = b"ready\n"
 _GRACE_SECONDS = 10.0
@@ -26,11 +27,13 @@ def _end_with_parent() -> None:
 class Part:
     """A module run as `python -P -m MODULE ARGUMENTS --ready-fd N`.
 
-    The module writes "ready" and a newline to that descriptor when it serves.
+    The module writes "ready" and a newline to that descriptor when it serves. A `password` reaches it by a pipe,
+    `--password-fd N`: arguments and environment could be read by others, or be inherited.
     """
 
-    def __init__(self, name: str, arguments: list[str], log: PartLog) -> None:
+    def __init__(self, name: str, arguments: list[str], log: PartLog, password: str | None = None) -> None:
         self.name = name
+        self._password = password
         self._command = [sys.executable, "-P", "-m", f"{name}.main", *arguments]
         self._log = log
         self._process: asyncio.subprocess.Process | None = None
@@ -101,19 +104,22 @@ class Part:
             return "gave up"
 
     async def _spawn(self, ready_fd: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *self._command,
-            "--ready-fd",
-            str(ready_fd),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            pass_fds=(ready_fd,),
-            preexec_fn=_end_with_parent,
-            start_new_session=True,
-            umask=0o077,
-            cwd="/",
-        )
+        with filled_pipe(self._password) as password_fds:
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                "--ready-fd",
+                str(ready_fd),
+                *password_arguments(password_fds),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                pass_fds=(ready_fd, *password_fds),
+                preexec_fn=_end_with_parent,
+                start_new_session=True,
+                umask=0o077,
+                cwd="/",
+                env=environment(),
+            )
 
     async def _copy_log(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vch.errors import ConfigurationError
+from vch.vsphere_options import Vsphere
 
 # sockaddr_un has room for 108 bytes, the last of them a zero.
 MAX_SOCKET_PATH = 107
@@ -43,6 +44,7 @@ class Settings:
     pool_memory: str | None = None
     tls: Tls | None = None
     log_level: str = "info"
+    vsphere: Vsphere | None = None
 
     def portlayer_arguments(self) -> list[str]:
         """Arguments of portlayer.main."""
@@ -62,6 +64,8 @@ class Settings:
             arguments += ["--pool", str(self.pool)]
         if self.pool_memory:
             arguments += ["--pool-memory", self.pool_memory]
+        if self.vsphere:
+            arguments += self.vsphere.arguments()
         return arguments
 
     def personality_arguments(self) -> list[str]:
@@ -69,8 +73,10 @@ class Settings:
         return ["--grpc", self.grpc, "--log-level", self.log_level, *self._host_arguments()]
 
     def up_arguments(self) -> list[str]:
-        """Options of `vch up` that say all of this."""
-        return [*self.portlayer_arguments(), *self._host_arguments()]
+        """Options of `vch up` that say all of this but the password."""
+        file = self.vsphere.password_file if self.vsphere else None
+        remembered = ["--password-file", str(file)] if file else []
+        return [*self.portlayer_arguments(), *self._host_arguments(), *remembered]
 
     def _host_arguments(self) -> list[str]:
         arguments = [word for host in self.hosts for word in ("--host", host)]

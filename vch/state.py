@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vch.errors import AlreadyUpError, ConfigurationError
+from vch.vsphere_options import Vsphere
 
 _LOCK = "vch.lock"
 _RUN = "run.json"
@@ -39,6 +40,8 @@ class Running:
     parts: dict[str, int]
     # To start the port layer again as it was.
     portlayer_arguments: tuple[str, ...]
+    # What was said of vSphere; without passwords.
+    vsphere: Vsphere | None = None
 
 
 def ensure(state_dir: Path) -> None:
@@ -88,7 +91,8 @@ def already_up(state_dir: Path) -> str:
 def publish(state_dir: Path, running: Running) -> None:
     """Says how to reach the VCH; for the holder of the directory alone."""
     new = state_dir / f"{_RUN}.new"
-    new.write_text(json.dumps(asdict(running), indent=1))
+    data = asdict(running) | {"vsphere": running.vsphere.as_json() if running.vsphere else None}
+    new.write_text(json.dumps(data, indent=1))
     new.replace(state_dir / _RUN)
 
 
@@ -105,8 +109,9 @@ def read_last(state_dir: Path) -> Running | None:
         data = json.loads((state_dir / _RUN).read_bytes())
         data["hosts"] = tuple(data["hosts"])
         data["portlayer_arguments"] = tuple(data["portlayer_arguments"])
+        data["vsphere"] = Vsphere.from_json(data["vsphere"]) if data.get("vsphere") else None
         return Running(**data)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

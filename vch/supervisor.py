@@ -23,7 +23,9 @@ from vch.state import Running
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-async def run(settings: Settings, *, timeout_s: float, echo: bool, ready: Callable[[], None]) -> None:
+async def run(
+    settings: Settings, password: str | None, *, timeout_s: float, echo: bool, ready: Callable[[], None]
+) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP; `ready` is called once both parts serve.
 
     The caller holds the state directory. Raises PartError when a part does not come up or ends by itself.
@@ -32,7 +34,7 @@ async def run(settings: Settings, *, timeout_s: float, echo: bool, ready: Callab
     for number in _ENDING:
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     with closing(PartLog(settings.state_dir, "vch", echo=echo)) as log:
-        serving = asyncio.create_task(_serve(settings, timeout_s, echo, ready, log))
+        serving = asyncio.create_task(_serve(settings, password, timeout_s, echo, ready, log))
         ending = asyncio.create_task(end.wait())
         await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
         if end.is_set():
@@ -48,18 +50,26 @@ async def run(settings: Settings, *, timeout_s: float, echo: bool, ready: Callab
             raise
 
 
-async def _serve(settings: Settings, timeout_s: float, echo: bool, ready: Callable[[], None], log: PartLog) -> None:
+async def _serve(
+    settings: Settings,
+    password: str | None,
+    timeout_s: float,
+    echo: bool,
+    ready: Callable[[], None],
+    log: PartLog,
+) -> None:
     async with AsyncExitStack() as stack:
         for address in (settings.grpc, *settings.hosts):
             prepare_socket(address)
             stack.callback(_remove_socket, address)
         log.say(f"starting VCH {settings.name} on {settings.state_dir}")
         parts = []
-        for name, arguments in (
-            ("portlayer", settings.portlayer_arguments()),
-            ("personality", settings.personality_arguments()),
+        for name, arguments, secret in (
+            ("portlayer", settings.portlayer_arguments(), password),
+            ("personality", settings.personality_arguments(), None),
         ):
-            part = Part(name, arguments, stack.enter_context(closing(PartLog(settings.state_dir, name, echo=echo))))
+            its_log = stack.enter_context(closing(PartLog(settings.state_dir, name, echo=echo)))
+            part = Part(name, arguments, its_log, secret)
             await part.start(timeout_s)
             stack.push_async_callback(part.stop)
             parts.append(part)
@@ -76,13 +86,13 @@ async def _serve(settings: Settings, timeout_s: float, echo: bool, ready: Callab
                 watch.cancel()
 
 
-async def remove_containers(last: Running, log: PartLog, timeout_s: float) -> list[str]:
+async def remove_containers(last: Running, password: str | None, log: PartLog, timeout_s: float) -> list[str]:
     """Starts the port layer alone and removes every container; gives back their names.
 
     For a VCH that is not up. The caller holds the state directory.
     """
     prepare_socket(last.grpc)
-    part = Part("portlayer", list(last.portlayer_arguments), log)
+    part = Part("portlayer", list(last.portlayer_arguments), log, password)
     await part.start(timeout_s)
     try:
         return await asyncio.to_thread(client.remove_containers, last.grpc)
@@ -100,6 +110,7 @@ def _describe(settings: Settings, parts: list[Part]) -> Running:
         grpc=settings.grpc,
         parts={part.name: part.pid for part in parts},
         portlayer_arguments=tuple(settings.portlayer_arguments()),
+        vsphere=settings.vsphere,
     )
 
 

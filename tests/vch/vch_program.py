@@ -19,6 +19,7 @@ class Program:
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.environment = {**os.environ, "PYTHONPATH": f"{_FAKES}{os.pathsep}{_ROOT}"}
+        self.environment.pop("VCH_PASSWORD", None)
 
     def arguments(self, command: str, *options: str) -> list[str]:
         """The whole command line."""

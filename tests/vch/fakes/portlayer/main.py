@@ -1,6 +1,7 @@
 """A port layer that serves a few calls and keeps its containers as empty files in STATE/machines."""
 
 import argparse
+import os
 from concurrent import futures
 from pathlib import Path
 
@@ -62,7 +63,11 @@ def main() -> None:
     parser.add_argument("--state-dir", type=Path)
     parser.add_argument("--grpc")
     parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--password-fd", type=int)
     options, _ = parser.parse_known_args()
+    if options.password_fd is not None:
+        with os.fdopen(options.password_fd) as pipe:
+            (options.state_dir / "password-told").write_text(pipe.read())
     machines = options.state_dir / "machines"
     machines.mkdir(exist_ok=True)
     server = grpc.server(futures.ThreadPoolExecutor(2))
