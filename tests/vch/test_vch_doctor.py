@@ -12,7 +12,8 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from portlayer.drivers.qemu import accelerator, guest_image
+from portlayer.drivers import guest_image
+from portlayer.drivers.qemu import accelerator
 from portlayer.errors import DriverError
 from vch import doctor
 from vch.cli import main
