@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -61,9 +64,9 @@ class Bench:
             source.unpack(source.resolve(names), target)
         return target
 
-    def refused(self, *names: str) -> str:
+    def refused(self, *names: str, access: Access | None = None) -> str:
         with pytest.raises(BuildError) as caught:
-            self.unpack(*names)
+            self.unpack(*names, access=access)
         assert not (self.directory / "unpacked").exists()
         return str(caught.value)
 
@@ -224,6 +227,38 @@ def test_half_downloaded_repositories(bench: Bench) -> None:
     assert "is the repository complete" in bench.refused("tool")
     shutil.rmtree(bench.repository / "repodata")
     assert "is the repository complete" in bench.refused("tool")
+
+
+@pytest.fixture
+def served(bench: Bench) -> Iterator[Access]:
+    """The repository over HTTP."""
+    handler = partial(QuietHandler, directory=str(bench.repository))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Access((f"http://127.0.0.1:{server.server_port}",), bench.access.keys)
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_over_http(bench: Bench, served: Access) -> None:
+    bench.renew("tool", access=served)
+    assert (bench.unpack("tool", access=served) / "usr/share/tool").read_text() == "1.0"
+
+
+def test_half_downloaded_over_http(bench: Bench, served: Access) -> None:
+    bench.renew("tool", access=served)
+    file = bench.repository / f"tool-1.0-{RELEASE}.x86_64.rpm"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "dnf failed" in bench.refused("tool", access=served)
+    file.unlink()
+    assert "Cannot download" in bench.refused("tool", access=served)
+    assert not list(bench.cache.glob("*.rpm"))
 
 
 def test_metadata_can_be_asked_to_be_signed(bench: Bench, vendor: Signer, stranger: Signer) -> None:
