@@ -23,13 +23,19 @@ class GuestImage:
     iso_digest: str = ""
 
 
-def read(directory: Path) -> GuestImage:
-    """Raises DriverError when it is not there or not whole."""
+def read(directory: Path, platform: str | None = None) -> GuestImage:
+    """Raises DriverError when it is not there or not whole, or when its kernel has no drivers for `platform`.
+
+    Platforms are those of photon-image/packages.toml: "virtio" (QEMU), "vmware".
+    """
     try:
         manifest = json.loads((directory / "manifest.json").read_bytes())
         for name in ("vmlinuz", "initramfs"):
             if (directory / name).stat().st_size != manifest["sizes"][name]:
                 raise ValueError(f"{name} is not of the size in manifest.json")
+        platforms = manifest.get("platforms", [platform])  # images of former versions do not say
+        if platform is not None and platform not in platforms:
+            raise ValueError(f"its kernel has drivers for {', '.join(platforms)}, not for {platform}")
         directory = directory.absolute()
         digest, kernel_version = str(manifest["digest"]), str(manifest["kernel_version"])
         if (iso := manifest.get("iso")) is None:

@@ -60,7 +60,7 @@ class QemuDriver:
         return self._cloning if self._channel.channel == vsock.VIRTIO else None
 
     async def open(self) -> None:
-        image = guest_images.read(self._image_directory)
+        image = guest_images.read(self._image_directory, "virtio")
         with os_errors(f"opening {self._state_dir}"):
             for path in await asyncio.to_thread(self._inventory.rubbish):
                 await process.end_all_below(path)
