@@ -111,7 +111,7 @@ def _locked(cache: Path) -> Iterator[None]:
 def _inputs_digest(inputs: tree.Inputs, resolved: list[ResolvedPackage], boot: iso.BootFiles) -> str:
     digest = hashlib.sha256()
     for file in sorted(_HERE.iterdir()):
-        if file.is_file():
+        if file.is_file() and file.suffix != ".md":
             _feed(digest, file.name, file.read_bytes())
     for contents in (inputs.agent, inputs.wheels):
         for path, data in sorted(contents.items()):
