@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 from pathlib import Path
 
+from portlayer.drivers import disk_names
 from portlayer.drivers.qemu import files
 from portlayer.drivers.qemu.failures import os_errors
-from portlayer.errors import InvalidArgumentError, NotFoundError
+from portlayer.errors import NotFoundError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _DIRECTORY = "disks"
 
 
@@ -47,9 +46,7 @@ class LocalDatastore:
 
     def path(self, name: str) -> Path:
         """Where disk `name` lies or would lie."""
-        if not _NAME.fullmatch(name):
-            raise InvalidArgumentError(f"{name!r} is no name for an image disk")
-        return self._root / name
+        return self._root / disk_names.checked(name)
 
 
 def _put(source: Path, target: Path) -> None:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 
+from portlayer.drivers import ext4
 from portlayer.drivers.qemu import files
-from portlayer.errors import DriverError, ExhaustedError, InvalidArgumentError
 
-MINIMUM_BYTES = 8 << 20
-_GRAIN = 1 << 20
-
-# Nothing is zeroed: the file is new and full of holes, and the inode tables are marked as zeroed (discard). No blocks
-# are kept for root, whose disk it is alone.
-_MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "discard,lazy_journal_init=1,root_owner=0:0")
 _SQUASHFS_OPTIONS = ("-comp", "lz4", "-all-root", "-no-progress", "-quiet")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class EmptyDisks:
@@ -28,9 +19,7 @@ class EmptyDisks:
 
     def copy(self, size: int, target: Path) -> None:
         """Makes `target` an empty file system of at least `size` bytes. On failure there is no `target`."""
-        if size < MINIMUM_BYTES:
-            raise InvalidArgumentError(f"a writable disk needs at least {MINIMUM_BYTES} bytes, {size} were asked for")
-        empty = self._prepared(-(-size // _GRAIN) * _GRAIN)
+        empty = self._prepared(ext4.whole_size(size))
         try:
             files.copy_sparse(empty, target)
         except BaseException:
@@ -45,7 +34,7 @@ class EmptyDisks:
             with tempfile.TemporaryDirectory(dir=self._root, prefix=".new-") as scratch:
                 (Path(scratch) / "root").mkdir(mode=0o755)
                 made = Path(scratch) / "image"
-                _run("mksquashfs", f"{scratch}/root", str(made), *_SQUASHFS_OPTIONS, package="squashfs-tools")
+                ext4.run("mksquashfs", f"{scratch}/root", str(made), *_SQUASHFS_OPTIONS, package="squashfs-tools")
                 made.rename(image)
         return image
 
@@ -57,25 +46,8 @@ class EmptyDisks:
         self._root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._root, prefix=".new-") as scratch:
             image = Path(scratch) / "image"
-            image.touch()
-            os.truncate(image, size)
-            _make_file_system(image)
+            ext4.make(image, size)
             files.sync_file(image)
             image.rename(empty)
         files.sync_directory(self._root)
         return empty
-
-
-def _make_file_system(image: Path) -> None:
-    _run(*_MKFS, str(image), package="e2fsprogs")
-
-
-def _run(*argv: str, package: str) -> None:
-    environment = {"PATH": _PATH, "LC_ALL": "C"}
-    try:
-        result = subprocess.run(argv, env=environment, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise DriverError(f"{argv[0]} is missing: install {package}") from error
-    if result.returncode != 0:
-        kind = ExhaustedError if "No space left" in result.stderr else DriverError
-        raise kind(f"{argv[0]} failed: {result.stderr.strip()}")
