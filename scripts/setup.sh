@@ -9,7 +9,7 @@ if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (
   exit 1
 fi
 
-packages=(qemu-system-x86 squashfs-tools e2fsprogs debootstrap cpio)
+packages=(qemu-system-x86 qemu-utils squashfs-tools e2fsprogs debootstrap cpio)
 # RPM repositories as a source of the guest image, and what the tests make such repositories with.
 packages+=(python3-dnf rpm createrepo-c gpg gpg-agent)
 # The guest image as a CD; the firmware is for its tests.

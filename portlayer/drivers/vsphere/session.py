@@ -57,7 +57,7 @@ class Session:
     ) -> None:
         self.endpoint = endpoint
         self._credentials = credentials
-        self._delays_s = tuple(delays_s)
+        self.delays_s = tuple(delays_s)
         self._threads = ThreadPoolExecutor(concurrency, "vsphere")
         self._slots = asyncio.Semaphore(concurrency)
         self._login_lock = asyncio.Lock()
@@ -152,7 +152,7 @@ class Session:
 
         `on_progress` hears percents. Cancelling the caller does not end the task.
         """
-        for delay in (*self._delays_s, None):
+        for delay in (*self.delays_s, None):
             task = await self.call(method, *args, what=what, **kwargs)
             try:
                 return await self.updates.outcome(task, what, on_progress)
@@ -223,7 +223,7 @@ class Session:
 
     async def _retried(self, action: Callable[[], Any], what: str) -> Any:
         """The result of `action` in a thread, however often it takes."""
-        delays = iter((*self._delays_s, None))
+        delays = iter((*self.delays_s, None))
         relogins = 0
         while True:
             if self._threads_ended:
@@ -233,7 +233,7 @@ class Session:
                 async with self._slots:
                     return await self._in_thread(action)
             except vim.fault.NotAuthenticated as fault:
-                if not logins or relogins >= len(self._delays_s):
+                if not logins or relogins >= len(self.delays_s):
                     raise faults.translated(fault, what) from fault
                 relogins += 1
                 _log.info("the session with %s is over; logging in again", self.endpoint.host)
@@ -246,7 +246,7 @@ class Session:
                 await self.pause(delay)
 
     async def _retried_login(self, seen: int) -> None:
-        for delay in (*self._delays_s, None):
+        for delay in (*self.delays_s, None):
             try:
                 return await self._login(seen)
             except PortLayerError as error:
