@@ -78,9 +78,13 @@ class EsxiPort:
 
     async def open(self) -> None:
         """Connects and asks to be carried. Raises Refused."""
-        await self.dial()
-        self.send(do_proxy("C", self._service_uri))
-        await self._answer(Code.WILL_PROXY)
+        try:
+            await self.dial()
+            self.send(do_proxy("C", self._service_uri))
+            await self._answer(Code.WILL_PROXY)
+        except Refused:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Ends the connection, after what was written."""
@@ -90,6 +94,12 @@ class EsxiPort:
                 await self._writer.wait_closed()
         if self._task is not None:
             await self._task
+
+    async def kill(self) -> None:
+        """Ends the connection without a word to anybody, as a host does that loses power (and is told of it)."""
+        assert self._writer is not None
+        self._writer.transport.abort()
+        await self.close()
 
     # --- the UART
 

@@ -12,7 +12,9 @@ again (they keep trying, with the address in the VM's configuration, which there
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import socket
 import ssl
 from typing import Final
 
@@ -56,37 +58,44 @@ class Concentrator:
         self._advertised = advertise or host
         self._admissions = Admissions(vmotion_s=vmotion_s, drain_s=drain_s)
         self._entrance = Entrance(self._admissions, tls=tls, identify_s=identify_s, max_unidentified=max_unidentified)
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     # --- life
 
     async def open(self) -> None:
         """Begins to listen. Raises DriverError when it cannot."""
+        loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._entrance.admit, self._host or None, self._wanted_port, backlog=_BACKLOG
-            )
+            addresses = await loop.getaddrinfo(self._host or None, self._wanted_port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = addresses[0]
+            self._listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         except OSError as error:
             raise DriverError(
                 f"the serial concentrator cannot listen on {self._host}:{self._wanted_port}: {error.strerror or error}"
             ) from error
+        self._listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._entrance.serve(self._listener), name="serial concentrator")
 
     async def close(self) -> None:
         """Ends all connections and streams; whoever waits in `connect` gets DriverError."""
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._accepting
+            self._accepting = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         self._admissions.dismiss_all()
         await self._entrance.close()
-        if self._server is not None:
-            await self._server.wait_closed()
-            self._server = None
 
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens, with the port it has got."""
-        if self._server is None:
+        if self._listener is None:
             raise DriverError("the serial concentrator is not open")
-        host, port = self._server.sockets[0].getsockname()[:2]
+        host, port = self._listener.getsockname()[:2]
         return host, port
 
     @property

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from portlayer.drivers.vsphere.serial import extension
 from portlayer.drivers.vsphere.serial.admission import Admissions
@@ -65,8 +65,8 @@ class HostConnection(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclass.
+        self._transport = cast("asyncio.Transport", transport)
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple):
             self._peer_name = f"host {address[0]}"

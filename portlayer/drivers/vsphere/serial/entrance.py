@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
+from typing import Final
 
 from portlayer.drivers.vsphere.serial.admission import Admissions
 from portlayer.drivers.vsphere.serial.connection import HostConnection
+
+# Wait after an accept that failed, in seconds.
+_RETRY_S: Final = 0.5
 
 _log = logging.getLogger(__name__)
 
 
 class Entrance:
-    """Makes the protocols of a server.
+    """Takes connections in.
 
     At most `max_unidentified` connections may belong to nobody: then the oldest goes, since an honest host needs a
     moment only. `identify_s`: seconds that each of them has.
@@ -30,9 +35,22 @@ class Entrance:
         # In the order they came: dictionaries keep it.
         self._unidentified: dict[_Door, None] = {}
 
-    def admit(self) -> asyncio.Protocol:
-        """The protocol of a new connection."""
-        return _Door(self)
+    async def serve(self, listener: socket.socket) -> None:
+        """Takes connections in until it is cancelled.
+
+        An accept loop of our own: a server of asyncio's tells of a connection only when its TLS handshake is over.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # No descriptors left, most likely: whoever is not known yet gives way, and then time helps.
+                _log.warning("the serial concentrator cannot accept a connection: %s", error)
+                self._shut_out_oldest()
+                await asyncio.sleep(_RETRY_S)
+            else:
+                _Door(self, sock)
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -47,8 +65,12 @@ class Entrance:
         self._doors.add(door)
         self._unidentified[door] = None
         if len(self._unidentified) > self._max_unidentified:
-            oldest = next(iter(self._unidentified))
             _log.warning("too many connections of no VM: the oldest is closed")
+            self._shut_out_oldest()
+
+    def _shut_out_oldest(self) -> None:
+        if self._unidentified:
+            oldest = next(iter(self._unidentified))
             self.identified(oldest)
             oldest.abort()
 
@@ -62,40 +84,39 @@ class Entrance:
         self._doors.discard(door)
 
 
-class _Door(asyncio.Protocol):
-    """One connection until its HostConnection takes over, and then the one that is told of its end."""
+class _Door:
+    """One connection from the first moment, and the one that is told of its end."""
 
-    def __init__(self, entrance: Entrance) -> None:
+    def __init__(self, entrance: Entrance, sock: socket.socket) -> None:
         self.gone = asyncio.Event()
         self._entrance = entrance
-        self._raw: asyncio.Transport | None = None
-        self._connection: HostConnection | None = None
-        # What came right behind the TLS handshake.
-        self._early = bytearray()
-        self._handshake: asyncio.Task[None] | None = None
+        self._sock = sock
+        self._connection = HostConnection(entrance.admissions, self, identify_s=entrance.identify_s)
+        entrance.entered(self)
+        self._task = asyncio.create_task(self._enter())
+        self._task.add_done_callback(self._entered)
 
     def abort(self) -> None:
         """Cuts the connection off."""
-        if self._raw is not None:
-            self._raw.abort()
-
-    # --- asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._raw = transport
-        self._entrance.entered(self)
-        if self._entrance.tls is None:
-            self._hand_over(transport)
+        if self._task.done():
+            self._connection.close()
         else:
-            transport.pause_reading()
-            self._handshake = asyncio.create_task(self._shake_hands(transport, self._entrance.tls))
+            self._task.cancel()
 
-    def data_received(self, data: bytes) -> None:
-        self._early += data
+    async def _enter(self) -> None:
+        tls = self._entrance.tls
+        timeout = self._entrance.identify_s if tls is not None else None
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: self._connection, self._sock, ssl=tls, ssl_handshake_timeout=timeout
+        )
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._leave()
+    def _entered(self, task: asyncio.Task[None]) -> None:
+        """In, or not: also when the task was cancelled before it ran at all."""
+        error = "cut off" if task.cancelled() else task.exception()
+        if error is not None:
+            _log.info("no TLS with a host that dials the serial concentrator: %s", error)
+            self._sock.close()
+            self._connection.connection_lost(None)
 
     # --- connection.Owner
 
@@ -105,31 +126,5 @@ class _Door(asyncio.Protocol):
 
     def closed(self, connection: HostConnection) -> None:
         """See connection.Owner."""
-        self._leave()
-
-    async def _shake_hands(self, transport: asyncio.Transport, tls: ssl.SSLContext) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            secure = await loop.start_tls(
-                transport, self, tls, server_side=True, ssl_handshake_timeout=self._entrance.identify_s
-            )
-        except OSError as error:
-            _log.info("no TLS with a host that dials the serial concentrator: %s", error)
-            secure = None
-        if secure is None or secure.is_closing():
-            transport.abort()
-            self._leave()
-        else:
-            self._hand_over(secure)
-
-    def _hand_over(self, transport: asyncio.Transport) -> None:
-        self._connection = HostConnection(self._entrance.admissions, self, identify_s=self._entrance.identify_s)
-        transport.set_protocol(self._connection)
-        self._connection.connection_made(transport)
-        if self._early:
-            self._connection.data_received(bytes(self._early))
-            self._early.clear()
-
-    def _leave(self) -> None:
         self._entrance.left(self)
         self.gone.set()

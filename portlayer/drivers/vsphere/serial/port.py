@@ -6,7 +6,7 @@ go. Settled, they are the same. A vMotion parts them:
     source says BEGIN       GOAHEAD at once; no outbound: the user's bytes are held back (and soon the user, by `drain`)
     destination says PEER   accepted; the source's bytes still reach the user, the destination's are held back
     it says COMPLETE        outbound is the destination: what was held back goes there first. Inbound is the source
-                            until it has ended or `drain_s` has passed, for its last bytes may be on their way; only
+                            until it has ended or was silent for `drain_s`, for its last bytes may be on their way; only
                             then come the destination's. Nothing overtakes, nothing is said twice.
     source says ABORT       outbound is the source again; the destination is sent away
 
@@ -89,7 +89,9 @@ class Port:
         self._candidates: list[Connection] = []
         self._deadline: asyncio.TimerHandle | None = None
         self._overdue = False
+        # After COMPLETE: when the source counts as silent.
         self._drain: asyncio.TimerHandle | None = None
+        self._source_spoke = False
         self._is_dismissed = False
 
     # --- the user
@@ -173,6 +175,7 @@ class Port:
     def receive(self, connection: Connection, data: bytes) -> None:
         """Serial bytes from one of the VM's connections."""
         if connection is self._inbound:
+            self._source_spoke = True
             if self._user is not None:
                 self._user.feed(data)
         elif connection is self._peer or connection is self._outbound:
@@ -270,7 +273,7 @@ class Port:
         self._end_vmotion()
         self._speak_to(connection)
         if self._inbound is not connection and self._inbound is not None:
-            self._drain = asyncio.get_running_loop().call_later(self._drain_s, self._stop_drain)
+            self._watch_source()
             self._inbound.half_close()
         self._refresh()
 
@@ -314,10 +317,14 @@ class Port:
             self._disconnect()
         self._refresh()
 
+    def _watch_source(self) -> None:
+        self._source_spoke = False
+        self._drain = asyncio.get_running_loop().call_later(self._drain_s, self._stop_drain)
+
     def _stop_drain(self) -> None:
-        """The source has not ended by itself. As long as the user is behind, it may have said more than was read."""
-        if self._user is not None and not self._user.is_reading():
-            self._drain = asyncio.get_running_loop().call_later(self._drain_s, self._stop_drain)
+        """The source has not ended by itself. As long as it speaks, or the user is behind, there may be more of it."""
+        if self._source_spoke or (self._user is not None and not self._user.is_reading()):
+            self._watch_source()
         else:
             self._hear_out()
 
