@@ -21,7 +21,7 @@ from kernel import Kernel
 from libraries import Libraries
 
 _DIST_PACKAGES = "usr/lib/python3/dist-packages"
-_AGENT_IMPORTS = ("tether.service", "tether.sandbox", "tether.usage")
+_AGENT_IMPORTS = ("tether.service", "tether.sandbox", "tether.usage", "tether.guestinfo")
 _PASSWD = b"root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n"
 _GROUP = b"root:x:0:\nnogroup:x:65534:\n"
 

@@ -12,12 +12,16 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tether import linux, modules, rootfs, serial, vsock
 from tether.cgroup import Group
 from tether.loop import Loop
 from tether.sandbox import Sandbox
 from tether.service import Service
+
+if TYPE_CHECKING:
+    from tether.guestinfo import Hypervisor
 
 VERSION = "0.1.0"
 _VIRTIO_NAME = "vch.agent"
@@ -116,7 +120,14 @@ def main() -> None:
         sandbox.dispose()
         linux.power_off()
 
-    service = Service(loop, sandbox, VERSION, power_off)
+    def hypervisor() -> Hypervisor:
+        from tether import guestinfo
+
+        modules.load("vsock")
+        modules.load_for("vsock", platforms)
+        return guestinfo.connect()
+
+    service = Service(loop, sandbox, VERSION, power_off, hypervisor)
     _open_channel(loop, service.attach, platforms)
     sys.stderr.write("tether: listening\n")
     loop.run()

@@ -35,6 +35,12 @@ class Channel:
         self._loop.watch(descriptor, self._ready, EDGE)
         self.flush()
 
+    def begin_anew(self) -> None:
+        """Forgets the session and announces itself on the same line: in a clone it was another VM's."""
+        self.session = Session(Role.GUEST)
+        self._pending.clear()
+        self.flush()
+
     @property
     def has_room(self) -> bool:
         """Whether the host takes what is sent to it quickly enough for more."""

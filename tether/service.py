@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError, Message
 
@@ -24,6 +24,9 @@ from tether.process import resize
 from tether.sandbox import Sandbox
 from tether.v1 import tether_pb2
 from tether.wire import DataReceived, Event, LocalProtocolError, RequestReceived, SessionLost, SessionOpened
+
+if TYPE_CHECKING:
+    from tether.guestinfo import Hypervisor  # loaded where it is wanted: no boot has to wait for it
 
 PROTOCOL = 1
 SERVICE = "tether.v1.Tether"
@@ -64,11 +67,20 @@ class Follower:
 class Service:
     """Answers the host over one channel, which `attach` gives a descriptor."""
 
-    def __init__(self, loop: Loop, sandbox: Sandbox, version: str, power_off: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sandbox: Sandbox,
+        version: str,
+        power_off: Callable[[], None],
+        hypervisor: Callable[[], Hypervisor],
+    ) -> None:
         self._loop = loop
         self._sandbox = sandbox
         self._version = version
         self._power_off = power_off
+        self._hypervisor = hypervisor
+        self._frozen_request = ""
         self._ready_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._ending = False
         self._followers: dict[int, Follower] = {}
@@ -81,6 +93,7 @@ class Service:
             "Hello": (tether_pb2.HelloRequest, self._hello),
             "Start": (tether_pb2.StartRequest, self._start),
             "Reset": (tether_pb2.ResetRequest, self._reset),
+            "Freeze": (tether_pb2.FreezeRequest, self._freeze),
             "Exec": (tether_pb2.ExecRequest, self._exec),
             "Signal": (tether_pb2.SignalRequest, self._signal),
             "Stop": (tether_pb2.StopRequest, self._stop),
@@ -184,6 +197,49 @@ class Service:
             self._sandbox.reset()
             self._begin_anew()
         return tether_pb2.ResetResponse()
+
+    def _freeze(self, request: tether_pb2.FreezeRequest) -> Message:
+        if not request.request_id:
+            raise RpcError(_INVALID_ARGUMENT, "freezing needs a request id")
+        if request.request_id == self._frozen_request:
+            return tether_pb2.FreezeResponse()
+        if self._started_request:
+            raise RpcError(_FAILED_PRECONDITION, "something has been started here, which its clones would share")
+        try:
+            hypervisor = self._hypervisor()
+        except OSError as error:
+            raise RpcError(_FAILED_PRECONDITION, f"this VM cannot be frozen from inside: {error}") from error
+        self._frozen_request = request.request_id
+        self._loop.call_later(_LAST_WORDS_S, partial(self._freeze_now, hypervisor))
+        return tether_pb2.FreezeResponse()
+
+    def _freeze_now(self, hypervisor: Hypervisor) -> None:
+        """The answer to Freeze is on its way. The loop goes on: it is the whole VM that is about to stand still."""
+        try:
+            if self._started_request:
+                raise OSError(0, "something has been started since")
+            hypervisor.ask_to_freeze()
+        except OSError as error:
+            self._not_frozen(hypervisor, error)
+        else:
+            self._loop.watch(hypervisor.fileno(), partial(self._thawed, hypervisor))
+
+    def _thawed(self, hypervisor: Hypervisor) -> None:
+        self._loop.forget(hypervisor.fileno())
+        try:
+            hypervisor.hear_of_freezing()
+        except OSError as error:
+            self._not_frozen(hypervisor, error)
+            return
+        hypervisor.close()
+        self._followers.clear()
+        self._inputs.clear()
+        self._channel.begin_anew()
+
+    def _not_frozen(self, hypervisor: Hypervisor, error: OSError) -> None:
+        hypervisor.close()
+        self._frozen_request = ""
+        sys.stderr.write(f"tether: not frozen: {error}\n")
 
     def _exec(self, request: tether_pb2.ExecRequest) -> Message:
         if known := self._processes.get(request.process_id):

@@ -112,6 +112,12 @@ class AgentClient:
         """Ends a rehearsal."""
         await self._call("Reset", tether_pb2.ResetRequest(), tether_pb2.ResetResponse, timeout_s)
 
+    async def freeze(self, request_id: str, *, timeout_s: float = _DEFAULT_TIMEOUT_S) -> None:
+        """Has the VM freeze itself a moment after this returns, as a template on VMware; see the guest API."""
+        await self._call(
+            "Freeze", tether_pb2.FreezeRequest(request_id=request_id), tether_pb2.FreezeResponse, timeout_s
+        )
+
     async def exec(
         self, request: tether_pb2.ExecRequest, *, timeout_s: float = _DEFAULT_TIMEOUT_S
     ) -> tether_pb2.StartResponse:

@@ -58,13 +58,21 @@ def make_disks(directory: Path) -> Disks:
 class VmwareMachine:
     """One that runs; `agent` speaks over its second serial port."""
 
-    def __init__(
-        self, directory: Path, qmp: QMPClient, agent: AgentClient, process: asyncio.subprocess.Process
-    ) -> None:
+    def __init__(self, directory: Path, process: asyncio.subprocess.Process) -> None:
         self.directory = directory
-        self.qmp = qmp
-        self.agent = agent
         self.process = process
+        self.qmp = QMPClient("machine")
+        self.agent = AgentClient(self._open_channel)
+        self._channel: asyncio.StreamWriter | None = None
+
+    async def _open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._channel = await asyncio.open_unix_connection(self.directory / "agent.sock")
+        return reader, self._channel
+
+    def break_line(self) -> None:
+        """Cuts the agent's line; the client opens it again."""
+        assert self._channel is not None
+        self._channel.transport.abort()
 
     async def attach(self, target: int, file: Path, *, read_only: bool) -> None:
         """Puts a disk in while the machine runs."""
@@ -101,19 +109,18 @@ async def vmware_machine(
         "qemu-system-x86_64", *arguments, cwd=directory, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
     )
     log.close()
-    qmp = QMPClient("machine")
+    vm = VmwareMachine(directory, process)
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not (directory / "qmp.sock").exists():
                 assert process.returncode is None, (directory / "qemu.log").read_text()
                 await asyncio.sleep(0.05)
-            await qmp.connect(str(directory / "qmp.sock"))
-            client = AgentClient(lambda: asyncio.open_unix_connection(directory / "agent.sock"))
-            async with client:
-                yield VmwareMachine(directory, qmp, client, process)
+            await vm.qmp.connect(str(directory / "qmp.sock"))
+            async with vm.agent:
+                yield vm
     finally:
         with contextlib.suppress(EOFError):  # the machine has powered itself off
-            await qmp.disconnect()
+            await vm.qmp.disconnect()
         if process.returncode is None:
             process.kill()
         await process.wait()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 import time
 from pathlib import Path
 
@@ -18,9 +20,12 @@ from photon_machines import (
     vmware_machine,
 )
 
+from tether.v1 import tether_pb2 as pb
+
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 log = logging.getLogger(__name__)
+BULK_BYTES, CHUNK_BYTES = 192 << 10, 32 << 10
 OVMF = Path("/usr/share/OVMF")
 
 
@@ -60,6 +65,42 @@ async def test_a_container_runs_on_the_disks_of_its_targets(guest_image: Path, d
         assert (await run(machine, "sh", "-c", script)).split() == [b"box", b"sh", b"eth0", b"lo"]
         await machine.process.wait()
     assert "tether: listening" in machine.console()
+
+
+async def test_the_serial_line_carries_every_byte_whatever_happens_to_it(
+    guest_image: Path, disks: Disks, tmp_path: Path
+) -> None:
+    """Random bytes to a process and back again, at once; the line is cut in the middle."""
+    sent = random.Random(1).randbytes(BULK_BYTES)
+    async with vmware_machine(tmp_path / "vm", kernel_options(guest_image), disks) as machine:
+        request = start_request("cat", stdin=True)
+        answer = await machine.agent.start(request, timeout_s=PATIENCE_S)
+        assert not answer.HasField("failure"), answer
+        began = time.monotonic()
+        output = asyncio.create_task(take(machine.agent.follow("init", 0)))
+        for offset in range(0, BULK_BYTES, CHUNK_BYTES):
+            if offset == BULK_BYTES // 2:
+                machine.break_line()
+            last = offset + CHUNK_BYTES >= BULK_BYTES
+            piece = sent[offset : offset + CHUNK_BYTES]
+            await machine.agent.write_input(
+                pb.WriteInputRequest(process_id="init", offset=offset, data=piece, close=last)
+            )
+        received, exited = await output
+        log.info("serial, both ways at once: %.0f KB/s each", BULK_BYTES / 1000 / (time.monotonic() - began))
+        assert received == sent
+        assert exited.exit_code == 0
+
+
+async def test_output_over_the_serial_line(guest_image: Path, disks: Disks, tmp_path: Path) -> None:
+    """One way, as much as most containers write: says how fast, for people."""
+    script = "i=0; while [ $i -lt 16 ]; do cat /bin/busybox; i=$((i + 1)); done | head -c 2000000"
+    async with vmware_machine(tmp_path / "vm", kernel_options(guest_image), disks) as machine:
+        await machine.agent.hello(timeout_s=PATIENCE_S)
+        began = time.monotonic()
+        received = await run(machine, "sh", "-c", script)
+        log.info("serial, output: %.0f KB/s", len(received) / 1000 / (time.monotonic() - began))
+        assert len(received) == 2_000_000
 
 
 async def test_it_boots_by_efi(guest_image: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The agent as a program on this machine: process 1 of a PID namespace, with all that is its VM's made private to it.
 
-Everything is the product's own but two things: what a start finds on its "disks" is this machine's root file system
-below an empty tmpfs, and to power off means to end. Ends at SIGTERM, with all that it started.
+Everything is the product's own but three things: what a start finds on its "disks" is this machine's root file system
+below an empty tmpfs, to power off means to end, and the hypervisor is whoever listens at SOCKET.hypervisor.
+Ends at SIGTERM, with all that it started.
 
     python tether_agent_program.py SOCKET '{"etc/shadow": "text of a file", "etc/hosts": {"link": "/elsewhere"}}'
 """
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tether import linux, rootfs, vsock
+from tether import guestinfo, linux, rootfs, vsock
 from tether.cgroup import ROOT as CGROUPS
 from tether.cgroup import Group
 from tether.loop import Loop
@@ -55,7 +56,7 @@ def supervise(path: str, changes: dict[str, object]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: (group / "cgroup.kill").write_text("1"))
     pid = os.fork()
     if pid == 0:
-        _enter(group, listener, changes)
+        _enter(path, group, listener, changes)
     status = os.waitpid(pid, 0)[1]
     with suppress(ChildProcessError):
         while True:  # the agent itself, if it was killed: when it can be collected, all that it started is gone
@@ -66,7 +67,7 @@ def supervise(path: str, changes: dict[str, object]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _enter(group: Path, listener: socket.socket, changes: dict[str, object]) -> NoReturn:
+def _enter(path: str, group: Path, listener: socket.socket, changes: dict[str, object]) -> NoReturn:
     """Has the agent made process 1; waits for it and ends like it."""
     (group / "cgroup.procs").write_text("0")
     linux.unshare(linux.CLONE_NEWCGROUP | linux.CLONE_NEWUTS | linux.CLONE_NEWIPC | _CLONE_NEWNET)
@@ -74,7 +75,7 @@ def _enter(group: Path, listener: socket.socket, changes: dict[str, object]) -> 
     linux.unshare(linux.CLONE_NEWPID)
     pid = os.fork()
     if pid == 0:
-        serve(listener, changes)
+        serve(path, listener, changes)
         os._exit(0)
     os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 255)
 
@@ -95,7 +96,7 @@ def _write(changes: dict[str, object]) -> None:
             path.write_text(str(content), encoding="latin-1")
 
 
-def serve(listener: socket.socket, changes: dict[str, object]) -> None:
+def serve(path: str, listener: socket.socket, changes: dict[str, object]) -> None:
     """What tether's own main does."""
     linux.mount("proc", "/proc", "proc")
     linux.mount("", "/", "", linux.MS_REC | linux.MS_SHARED)
@@ -118,7 +119,16 @@ def serve(listener: socket.socket, changes: dict[str, object]) -> None:
             sys.exit(f"still mounted: {left}")
         loop.stop()
 
-    service = Service(loop, sandbox, "test", power_off)
+    def hypervisor() -> guestinfo.Hypervisor:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(f"{path}.hypervisor")
+        except OSError:
+            connection.close()
+            raise
+        return guestinfo.connect(lambda: connection)
+
+    service = Service(loop, sandbox, "test", power_off, hypervisor)
     vsock.serve(loop, listener, service.attach, lambda _: True)
     sys.stdout.write("listening\n")
     sys.stdout.flush()
