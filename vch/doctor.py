@@ -22,7 +22,7 @@ from vch.settings import MAX_SOCKET_PATH
 Level = Literal["ok", "warn", "fail"]
 _GIB = 1 << 30
 _TOOLS = {
-    "sqfstar": ("squashfs-tools 4.5 or later", "no image disks: docker load fails"),
+    "mksquashfs": ("squashfs-tools 4.5 or later", "no image disks: docker load fails"),
     "mkfs.ext4": ("e2fsprogs", "no writable disks: containers cannot be created"),
 }
 

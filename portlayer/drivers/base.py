@@ -14,6 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 
+class SquashfsCompression(StrEnum):
+    """How image disks are compressed: guest kernels differ in what they read."""
+
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+
+
 class PowerState(StrEnum):
     """Power state as the hypervisor reports it."""
 
@@ -289,6 +296,10 @@ class MachineDriver(Protocol):
 
 class Datastore(Protocol):
     """Where image disks live."""
+
+    @property
+    def squashfs_compression(self) -> SquashfsCompression:
+        """Of its image disks."""
 
     async def put_image_disk(self, name: str, source: Path) -> None:
         """Moves the local file `source` in as image disk `name`; atomic. No effect when the name exists."""

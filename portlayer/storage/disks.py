@@ -18,7 +18,8 @@ from portlayer.drivers.base import Datastore
 from portlayer.storage.files import storage_errors, sync_directory
 from portlayer.storage.work import to_completion
 
-# Part of each name: a change in how disks are made must change their names.
+# Part of each name: a change in how disks are made must change their names. The compression is the same for all of a
+# datastore, and so no matter of names.
 _FORMAT = "squashfs-lz4-1"
 
 

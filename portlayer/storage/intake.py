@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from portlayer.drivers.base import SquashfsCompression
 from portlayer.errors import InvalidArgumentError
 from portlayer.storage.archive import Archive
 from portlayer.storage.archive_images import ArchiveImage, LayerMember, find_images
@@ -57,6 +58,7 @@ class Intake:
     limits: Limits
     unpacked_bytes: int
     work: Work
+    squashfs_compression: SquashfsCompression
     # Files that hold blobs, by digest.
     blobs: dict[str, Path] = field(default_factory=dict)
     _layers: dict[LayerMember, Layer] = field(default_factory=dict)
@@ -128,7 +130,9 @@ class Intake:
         """The image's disk, from its tree; the tree is gone afterwards."""
         assert image.tree is not None
         target = self._new_path("disk")
-        make_squashfs(image.tree, [layer.plain for layer in image.layers], target, self.work, self.limits.reserve_bytes)
+        layers = [layer.plain for layer in image.layers]
+        reserve = self.limits.reserve_bytes
+        make_squashfs(image.tree, layers, target, self.squashfs_compression, self.work, reserve)
         image.tree = None
         return target
 

@@ -50,6 +50,7 @@ class ImageStore:
     def __init__(self, root: Path, tmp: Path, datastore: Datastore, limits: Limits | None = None) -> None:
         """`root` holds the OCI layout, `tmp` what is being taken in: best on the same file system."""
         self._repository = Repository(root, datastore)
+        self._squashfs_compression = datastore.squashfs_compression
         self._tmp = tmp
         self._limits = limits or Limits()
 
@@ -169,7 +170,7 @@ class ImageStore:
         unpacked_bytes = self._limits.unpacked_bytes
         if unpacked_bytes is None:
             unpacked_bytes = await self._repository.disks.free_bytes()
-        return Intake(directory, self._limits, unpacked_bytes, Work())
+        return Intake(directory, self._limits, unpacked_bytes, Work(), self._squashfs_compression)
 
     async def _store(self, intake: Intake, prepared: Sequence[PreparedImage]) -> Sequence[LoadedImage]:
         """Adds images, all at once. An image in the archive twice is one with the names of both."""

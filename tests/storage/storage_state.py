@@ -46,6 +46,13 @@ class Disk:
     def names(self) -> set[str]:
         return set(self.files) - {"/"}
 
+    @property
+    def compression(self) -> str:
+        result = subprocess.run(["unsquashfs", "-s", str(self.path)], capture_output=True, check=True, text=True)
+        found = re.search(r"^Compression (\S+)$", result.stdout, re.MULTILINE)
+        assert found
+        return found[1]
+
     def unpack(self, target: Path) -> None:
         subprocess.run(["unsquashfs", "-q", "-n", "-d", str(target), str(self.path)], check=True)
 

@@ -28,6 +28,8 @@ from storage_archives import (
 )
 from storage_state import State
 
+from portlayer.drivers.base import SquashfsCompression
+from portlayer.drivers.qemu import LocalDatastore
 from portlayer.errors import InvalidArgumentError
 from portlayer.storage import ImageStore
 
@@ -354,3 +356,22 @@ async def test_last_of_two_members_with_one_name_counts(store: ImageStore) -> No
     files = pack({"manifest.json": b"broken"})[:1024]
     await load(store, files + whole)
     assert store.get("box:1").id == image.id
+
+
+@pytest.mark.parametrize("compression", list(SquashfsCompression))
+async def test_the_datastore_says_how_disks_are_compressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: SquashfsCompression
+) -> None:
+    """Guest kernels differ in what they read. The disk is the same each time it is made."""
+    monkeypatch.setattr(LocalDatastore, "squashfs_compression", compression)
+    disks = []
+    for name in ("one", "two"):
+        (path := tmp_path / name).mkdir()
+        state = State(path, LocalDatastore(path))
+        store = state.store()
+        await store.open()
+        await load(store, docker_save(Image([make_tar([File("f", b"12345" * 1000)])], ["box:1"])))
+        disks.append(state.disk(store, "box:1"))
+    assert disks[0].path.read_bytes() == disks[1].path.read_bytes()
+    assert disks[0].read("f") == b"12345" * 1000
+    assert disks[0].compression == compression

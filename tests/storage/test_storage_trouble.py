@@ -137,7 +137,7 @@ async def test_a_client_that_vanishes(store: ImageStore, state: State) -> None:
 async def test_cancelling_stops_the_thread_and_cleans_up(
     store: ImageStore, state: State, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """At the first byte copied, and while sqfstar runs."""
+    """At the first byte copied, and while mksquashfs runs."""
     loop = asyncio.get_running_loop()
     reached = asyncio.Event()
     ended: list[str] = []
@@ -162,7 +162,7 @@ async def test_cancelling_stops_the_thread_and_cleans_up(
     assert state.files() == {"images/oci-layout"}
 
 
-async def test_cancelling_kills_sqfstar(store: ImageStore, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelling_kills_mksquashfs(store: ImageStore, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     reached = asyncio.Event()
 
@@ -181,19 +181,19 @@ async def test_cancelling_kills_sqfstar(store: ImageStore, state: State, monkeyp
     assert state.files() == {"images/oci-layout"}
 
 
-async def test_sqfstar_that_fails(
+async def test_mksquashfs_that_fails(
     store: ImageStore, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool = tmp_path / "bin" / "sqfstar"
+    tool = tmp_path / "bin" / "mksquashfs"
     tool.parent.mkdir()
     tool.write_text("#!/bin/sh\necho it hurts\nexit 3\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     before = state.files()
-    with pytest.raises(UnavailableError, match="sqfstar ended with 3: it hurts"):
+    with pytest.raises(UnavailableError, match="mksquashfs ended with 3: it hurts"):
         await load(store, docker_save(Image([NOISE])))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UnavailableError, match="sqfstar is not installed on this host"):
+    with pytest.raises(UnavailableError, match="mksquashfs is not installed on this host"):
         await load(store, docker_save(Image([NOISE])))
     assert state.files() == before
 

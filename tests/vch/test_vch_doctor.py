@@ -72,7 +72,7 @@ def test_missing_guest_image_and_tools_fail(machine: pytest.MonkeyPatch, tmp_pat
     code, findings = _run(tmp_path)
     assert code == 1
     failed = {name for name, finding in findings.items() if finding["level"] == "fail"}
-    assert failed == {"guest image", "sqfstar", "mkfs.ext4"}
+    assert failed == {"guest image", "mksquashfs", "mkfs.ext4"}
     assert all(findings[name]["costs"] for name in failed)
 
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from portlayer.drivers import disk_names
+from portlayer.drivers.base import SquashfsCompression
 from portlayer.drivers.qemu import files
 from portlayer.drivers.qemu.failures import os_errors
 from portlayer.errors import NotFoundError
@@ -17,6 +18,9 @@ _DIRECTORY = "disks"
 
 class LocalDatastore:
     """Implements Datastore below `state_dir`."""
+
+    # Costs the least on both sides, and space on the host is cheap.
+    squashfs_compression = SquashfsCompression.LZ4
 
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir.absolute() / _DIRECTORY

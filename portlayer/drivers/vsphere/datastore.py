@@ -21,6 +21,7 @@ from typing import Final
 from pyVmomi import vim
 
 from portlayer.drivers import disk_names, ext4
+from portlayer.drivers.base import SquashfsCompression
 from portlayer.drivers.uninterrupted import uninterrupted
 from portlayer.drivers.vsphere import arrivals, vmdk
 from portlayer.drivers.vsphere import files as datastore_files
@@ -44,6 +45,9 @@ _REFRESH_S: Final = 60.0
 
 class VsphereDatastore:
     """To be opened first. Methods raise PortLayerError."""
+
+    # The kernel linux-esx of Photon OS reads no lz4.
+    squashfs_compression = SquashfsCompression.ZSTD
 
     def __init__(
         self,
