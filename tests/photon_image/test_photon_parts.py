@@ -116,6 +116,26 @@ def test_a_kernel_for_no_platform_is_an_error(kernel: Kernel) -> None:
         tree.platforms(kernel, declared_with(red=("unknown", "top"), blue=("broken",)))
 
 
+def test_a_kernel_with_its_drivers_built_in(tmp_path: Path) -> None:
+    """As Photon configures linux-esx: with all that VMware's machines need, nothing of virtio, and some modules."""
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot/vmlinuz-6.1").touch()
+    modules = tmp_path / "lib/modules/6.1"
+    built_in = ["scsi/vmw_pvscsi", "scsi/sd_mod", "net/vmxnet3/vmxnet3", "misc/vmw_balloon", "vsock/vsock"]
+    built_in += ["vsock/vmw_vsock_vmci_transport", "vsock/vmw_vsock_virtio_transport_common", "fs/ext4/ext4"]
+    for name in ("squashfs", "overlay", "ipv6", "af_packet"):
+        file = modules / f"kernel/{name}.ko.xz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(lzma.compress(b"ELF\0depends=\0"))
+    (modules / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in built_in))
+    declared, kernel = read(DECLARED, "photon"), Kernel(tmp_path)
+    entries = tree._kernel_modules(kernel, declared)
+    assert [platform.name for platform in tree.platforms(kernel, declared)] == ["vmware"]
+    assert entries["etc/modules.load.vmware"].data == b""
+    lines = entries["etc/modules.load"].data.decode().splitlines()
+    assert lines == [f"6.1/kernel/{name}.ko" for name in ("squashfs", "overlay", "ipv6", "af_packet")]
+
+
 class FakeSource:
     """Has the packages it is told to have."""
 
