@@ -126,17 +126,28 @@ def status(name: str, state_dir: Path | None, as_json: bool) -> None:
 @main.command()
 @_state_options
 @click.option("--guest-image", type=click.Path(file_okay=False, path_type=Path), help="Directory made by `make image`")
+@vsphere_options.vsphere_options
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs")
-def doctor(name: str, state_dir: Path | None, guest_image: Path | None, as_json: bool) -> None:
-    """Check this machine and say what each finding costs. Exit code 1 when containers cannot run."""
+def doctor(name: str, state_dir: Path | None, guest_image: Path | None, as_json: bool, **options: Any) -> None:
+    """Check this machine, or vSphere, and say what each finding costs. Exit code 1 when containers cannot run.
+
+    Of a VCH on vSphere, `vch doctor` checks what its last `vch up` was told of.
+    """
     from vch import doctor as checks  # with the hypervisor drivers, which no other command needs
 
-    findings = checks.examine(_state_dir(name, state_dir), guest_image or settings.default_guest_image())
+    directory, image = _state_dir(name, state_dir), guest_image or settings.default_guest_image()
+    vsphere = _vsphere(directory, options)
+    if vsphere is None:
+        findings = checks.examine(directory, image)
+    else:
+        findings = checks.examine_vsphere(vsphere, passwords.find(vsphere), directory, image)
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
+        width = max(len(finding.name) for finding in findings)
         for finding in findings:
-            _show_finding(finding.name, finding.level, finding.found, finding.costs)
+            _show_finding(finding.name.ljust(width), finding.level, finding.found, finding.costs)
     sys.exit(1 if any(finding.level == "fail" for finding in findings) else 0)
 
 
@@ -178,6 +189,6 @@ def _vsphere(directory: Path, options: dict[str, Any]) -> vsphere_options.Vspher
 
 def _show_finding(name: str, level: str, found: str, costs: str) -> None:
     colour = {"ok": "green", "warn": "yellow", "fail": "red"}[level]
-    click.echo(f"{click.style(f'{level:<4}', fg=colour)}  {name:<13} {found}")
+    click.echo(f"{click.style(f'{level:<4}', fg=colour)}  {name}  {found}")
     if costs:
-        click.echo(f"      {'':<13} -> {costs}")
+        click.echo(f"      {'':<{len(name)}}  -> {costs}")

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 
 from portlayer.drivers import guest_image
+from portlayer.drivers.findings import Finding
 from portlayer.drivers.qemu import accelerator, vsock
+from portlayer.drivers.vsphere import settings as vsphere_settings
 from portlayer.errors import PortLayerError
+from vch.errors import ConfigurationError
 from vch.settings import MAX_SOCKET_PATH
+from vch.vsphere_options import Vsphere
 
-Level = Literal["ok", "warn", "fail"]
 _GIB = 1 << 30
 _TOOLS = {
     "mksquashfs": ("squashfs-tools 4.5 or later", "no image disks: docker load fails"),
     "mkfs.ext4": ("e2fsprogs", "no writable disks: containers cannot be created"),
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. `costs` is empty when all is well."""
-
-    name: str
-    level: Level
-    found: str
-    costs: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return asdict(self)
 
 
 def examine(state_dir: Path, image_dir: Path) -> list[Finding]:
@@ -52,6 +40,37 @@ def examine(state_dir: Path, image_dir: Path) -> list[Finding]:
         _memory(),
         _sockets(state_dir),
     ]
+
+
+def examine_vsphere(vsphere: Vsphere, password: str, state_dir: Path, image_dir: Path) -> list[Finding]:
+    """All findings for a VCH whose containers are on vSphere. ConfigurationError for options that make no sense."""
+    # With pyvmomi, which takes a moment.
+    from portlayer.drivers.vsphere import doctor
+
+    logging.getLogger("portlayer").addHandler(logging.NullHandler())  # what matters is in the findings
+    try:
+        chosen = vsphere_settings.from_options(vsphere.options(), password)
+    except PortLayerError as error:
+        raise ConfigurationError(str(error)) from error
+    return [
+        _python(),
+        *asyncio.run(doctor.examine(chosen)),
+        _iso(image_dir),
+        *_tools(),
+        *_space(state_dir),
+        _sockets(state_dir),
+    ]
+
+
+def _iso(image_dir: Path) -> Finding:
+    try:
+        image = guest_image.read(image_dir)
+    except PortLayerError as error:
+        return Finding("guest image", "fail", str(error), "no container can start")
+    if image.iso is None:
+        found = f"{image_dir} has no ISO; photon-image/build.py makes one"
+        return Finding("guest image", "fail", found, "no container can start")
+    return Finding("guest image", "ok", f"{image.iso}, kernel {image.kernel_version}")
 
 
 def _python() -> Finding:

@@ -30,6 +30,7 @@ class Site:
     hosts: tuple[Any, ...]
     # Where the VCH's own pool goes.
     parent_pool: Any
+    pool_path: str
     vm_folder: Any
     environment: Any
     datastore: Entity
@@ -69,6 +70,7 @@ async def locate(session: Session, settings: VsphereSettings) -> Site:
         host=chosen.object if isinstance(chosen.object, vim.HostSystem) else None,
         hosts=tuple(known.get("host", ())),
         parent_pool=chosen.object if isinstance(chosen.object, vim.ResourcePool) else known["resourcePool"],
+        pool_path=(chosen if isinstance(chosen.object, vim.ResourcePool) else compute).path,
         vm_folder=folder,
         environment=known.get("environmentBrowser"),
         datastore=stores["--datastore"],
