@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import inspect
 import random
 import secrets
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -397,6 +399,32 @@ async def test_who_does_not_say_in_time_for_whom_it_speaks_is_cut_off() -> None:
         await asyncio.sleep(0.3)
         await exchange(streams, known)
         await known.close()
+
+
+async def test_when_descriptors_run_out_who_is_not_known_gives_way(
+    concentrator: Concentrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, [errno.ECONNABORTED, errno.EMFILE]
+
+    async def failing(listener: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise OSError(failures.pop(0), "made up")
+        return await accept(listener)
+
+    known = await dialled(concentrator)
+    streams = await concentrator.connect(VM)
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    hesitant = host_of(concentrator)
+    # What waits in accept now was called before.
+    with contextlib.suppress(Refused):
+        await hesitant.dial()
+    assert await hesitant.read() == b""
+    assert not failures
+    await exchange(streams, known)
+    again = await dialled(concentrator)
+    for host in (known, hesitant, again):
+        await host.close()
 
 
 @pytest.mark.parametrize(

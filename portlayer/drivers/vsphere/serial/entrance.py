@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -11,7 +12,8 @@ from typing import Final
 from portlayer.drivers.vsphere.serial.admission import Admissions
 from portlayer.drivers.vsphere.serial.connection import HostConnection
 
-# Wait after an accept that failed, in seconds.
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Wait after an accept that failed for want of anything, in seconds.
 _RETRY_S: Final = 0.5
 
 _log = logging.getLogger(__name__)
@@ -45,10 +47,11 @@ class Entrance:
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:
-                # No descriptors left, most likely: whoever is not known yet gives way, and then time helps.
                 _log.warning("the serial concentrator cannot accept a connection: %s", error)
-                self._shut_out_oldest()
-                await asyncio.sleep(_RETRY_S)
+                if error.errno in _EXHAUSTED:
+                    # Whoever is not known yet gives way; when that does not help, time may.
+                    self._shut_out_oldest()
+                    await asyncio.sleep(_RETRY_S)
             else:
                 _Door(self, sock)
 

@@ -16,6 +16,9 @@ COMPLETE: the source goes on, another destination may come with the same cookie.
 user's bytes go to the source again, since that is where the VM runs; a late destination is still welcome. A second
 BEGIN voids the first, unless a destination was accepted: NOTNOW.
 
+BEGIN stands in line behind the VM's bytes, and the host gives an answer 5 seconds: a user has to keep reading, else its
+VM cannot be moved (and stays where it is, unharmed).
+
 A VM that dials in anew without a vMotion (its host lost the network, HA started it elsewhere) replaces its older
 connection, and the user's stream ends. During a vMotion such a connection may be the destination that has yet to say
 PEER, so it waits; what shows that it is no destination is serial data, or silence beyond the time to identify oneself.
