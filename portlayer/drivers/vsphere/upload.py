@@ -125,19 +125,21 @@ class Folder:
         async def attempt() -> None:
             nonlocal position
             headers = {"Range": f"bytes={position}-"} if position else {}
-            async with self._answer("GET", path, what, headers, also=(_BEYOND,)) as answer:
+            also = (_BEYOND,) if position else ()
+            async with self._answer("GET", path, what, headers, also=also) as answer:
                 _check_part(answer, position, what)
                 if answer.status_code == _BEYOND:  # all had come when it broke off
                     return
-                async for piece in answer.aiter_raw(CHUNK_BYTES):
-                    await asyncio.to_thread(digest.update, piece)
+                # As they come: what waited in a buffer for more would be lost when it breaks off.
+                async for piece in answer.aiter_raw():
+                    digest.update(piece)
                     position += len(piece)
 
         await self._attempts(what, attempt)
         return digest.hexdigest()
 
     async def _size(self, path: str, what: str) -> int | None:
-        async with self._answer("HEAD", path, what, {"Accept-Encoding": "identity"}, also=(_MISSING,)) as answer:
+        async with self._answer("HEAD", path, what, {}, also=(_MISSING,)) as answer:
             if answer.status_code == _MISSING:
                 return None
             told = answer.headers.get("Content-Length", "")
