@@ -68,6 +68,7 @@ class VsphereDatastore:
         self._work_dir = work_dir
         self._verify = verify
         self._known: set[str] = set()
+        self._sizes: dict[str, int] = {}  # of image disks, which never change
         self._refreshed = -_REFRESH_S
 
     async def open(self) -> None:
@@ -121,12 +122,15 @@ class VsphereDatastore:
         """No effect when it does not exist."""
         target = self._image(name)
         async with self._arrivals.lock(target):
+            self._sizes.pop(target, None)
             await uninterrupted(self._disks.remove(target))
 
     async def image_disk_bytes(self, name: str) -> int:
-        size = await self._disks.size(self._image(name))
-        if size is None:
-            raise NotFoundError(f"image disk {name} does not exist")
+        target = self._image(name)
+        if (size := self._sizes.get(target)) is None:
+            if (size := await self._disks.size(target)) is None:
+                raise NotFoundError(f"image disk {name} does not exist")
+            self._sizes[target] = size
         return size
 
     async def image_disks(self) -> set[str]:
@@ -175,6 +179,7 @@ class VsphereDatastore:
     def look_again(self) -> None:
         """Forgets what is known to be there: for when vSphere says that something is not."""
         self._known.clear()
+        self._sizes.clear()
 
     # Space
 
