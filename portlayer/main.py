@@ -86,6 +86,7 @@ def main(
             raise InvalidArgumentError("--accelerator and --channel are for QEMU: they make no sense with --target")
     except PortLayerError as error:
         raise click.UsageError(str(error)) from error
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # which tells of every request
     settings = config.Settings(
         state_dir=state_dir.absolute(),
         grpc=address,

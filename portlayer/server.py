@@ -13,10 +13,9 @@ from pathlib import Path
 
 import grpc
 
-from portlayer import identity
+from portlayer import hypervisor, identity
 from portlayer.config import Settings
 from portlayer.drivers.base import MachineDriver
-from portlayer.drivers.qemu import LocalDatastore, QemuDriver
 from portlayer.errors import AlreadyExistsError, DriverError
 from portlayer.events import EventHub
 from portlayer.execution import Manager
@@ -54,13 +53,9 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
         await asyncio.to_thread(_empty, tmp)
         who = await asyncio.to_thread(identity.load, settings.state_dir, settings.name)
         events = EventHub(settings.state_dir / "events.jsonl")
-        driver = QemuDriver(
-            settings.state_dir, settings.guest_image, accelerator=settings.accelerator, channel=settings.channel
-        )
-        store = ImageStore(settings.state_dir / "images", tmp, LocalDatastore(settings.state_dir))
         async with contextlib.AsyncExitStack() as stack:
-            await driver.open()
-            stack.push_async_callback(driver.close)
+            driver, datastore = await stack.enter_async_context(hypervisor.opened(settings, who))
+            store = ImageStore(settings.state_dir / "images", tmp, datastore)
             clones = _clones(settings, driver, events)
             metrics = Metrics()
             manager = Manager(

@@ -115,6 +115,7 @@ class Control:
 
     def create(self, folder: Any, spec: Any, pool: Any, host: Any) -> vim.VirtualMachine:
         """A new machine, switched on; none when that fails."""
+        folder = vim.Folder(folder._moId, self._stub)  # which may have come in a request, from another session
         machine = self.outcome(folder.CreateVM_Task(spec, pool, host)._moId)
         try:
             self.outcome(machine.PowerOnVM_Task()._moId)

@@ -126,6 +126,8 @@ class Updates:
             finally:
                 self._polling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
+                if self._collector is None:
+                    return  # it was ended for good
                 _log.warning("following vSphere broke off: %s", self._polling.exception())
             await self._session.pause(_AGAIN_S)
             await self._begin_until_it_works()

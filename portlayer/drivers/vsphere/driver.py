@@ -1,0 +1,353 @@
+"""The machines of one VCH on vSphere: implements MachineDriver.
+
+All VMs of the VCH are in one folder of its own, and that folder is the truth: what is in it is found, whoever made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyVmomi import vim
+
+from portlayer.drivers.base import Capacity, Change, Cloning, DiskNames, Machine, MachineChange, MachineSpec, PowerState
+from portlayer.drivers.guest_image import GuestImage
+from portlayer.drivers.uninterrupted import uninterrupted
+from portlayer.drivers.vsphere import config_spec, extension, extra_config, inventory_load, operations, virtual_machines
+from portlayer.drivers.vsphere.cloning import CLONE_NAME, VsphereCloning, is_supported
+from portlayer.drivers.vsphere.config_spec import Hardware
+from portlayer.drivers.vsphere.datastore import VsphereDatastore
+from portlayer.drivers.vsphere.extra_config import Boot, Kept
+from portlayer.drivers.vsphere.faults import TaskLostError, caused_by, words
+from portlayer.drivers.vsphere.files import Files, Place
+from portlayer.drivers.vsphere.inventory_load import Found
+from portlayer.drivers.vsphere.machine import VsphereMachine, first_uuid
+from portlayer.drivers.vsphere.placement import Placement
+from portlayer.drivers.vsphere.serial import Concentrator
+from portlayer.drivers.vsphere.session import Session
+from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
+from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError, PortLayerError
+
+_CREATE_ATTEMPTS = 3
+_KINDS = {"poweredOn": Change.POWERED_ON, "poweredOff": Change.POWERED_OFF, "suspended": Change.SUSPENDED}
+_log = logging.getLogger(__name__)
+
+
+class VsphereDriver:
+    """Implements MachineDriver; session, concentrator and datastore are open, and are the caller's to close.
+
+    `state_dir` has the port layer's own files for each machine: logs. `disk_place` is the datastore of the containers,
+    where their writable disks are; `proxy_uri` is where serial ports dial.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        placement: Placement,
+        datastore: VsphereDatastore,
+        lines: Concentrator,
+        guest_image: GuestImage,
+        *,
+        disk_place: Place,
+        proxy_uri: str,
+        state_dir: Path,
+        vch_name: str,
+        vm_name_template: str,
+    ) -> None:
+        self._session = session
+        self._placement = placement
+        self._datastore = datastore
+        self._disk_place = disk_place
+        self._proxy_uri = proxy_uri
+        self._lines = lines
+        self._guest_image = guest_image
+        self._directories = state_dir.absolute() / "machines"
+        self._vch_name = vch_name
+        self._template = vm_name_template
+        self._vms = VirtualMachines(placement.scope, self._changed)
+        self._machines: dict[str, VsphereMachine] = {}
+        self._cloning = VsphereCloning(self)
+        self._listener: Callable[[MachineChange], None] | None = None
+        self._managed_by: vim.ext.ManagedByInfo | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        return "vsphere"
+
+    @property
+    def disk_names(self) -> DiskNames:
+        return DiskNames(f"scsi:{config_spec.IMAGE_UNIT}", f"scsi:{config_spec.WRITABLE_UNIT}")
+
+    @property
+    def cloning(self) -> Cloning | None:
+        return self._cloning if is_supported(self._session) else None
+
+    # --- MachineDriver
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._directories.mkdir, parents=True, exist_ok=True)
+        self._managed_by = await extension.register(self._session)
+        await Files(self._session, self._disk_place).make_directory(self._disk_directory)
+        await self._session.updates.add(self._vms)
+        await self._load()
+        await asyncio.to_thread(self._remove_stray_directories)
+
+    async def close(self) -> None:
+        while self._background:
+            await asyncio.wait(self._background)
+
+    async def create(self, spec: MachineSpec, record: bytes) -> Machine:
+        if spec.id in self._machines:
+            raise AlreadyExistsError(f"machine {spec.id} exists")
+        try:
+            return await uninterrupted(self._create(spec, record))
+        except asyncio.CancelledError:
+            if spec.id in self._machines:
+                await operations.quietly(uninterrupted(self._destroy(spec.id)), "removing a VM that nobody waits for")
+            raise
+
+    async def list(self) -> list[Machine]:
+        return list(self._machines.values())
+
+    async def destroy(self, machine: Machine) -> None:
+        await uninterrupted(self._destroy(machine.id))
+
+    def on_change(self, listener: Callable[[MachineChange], None]) -> None:
+        self._listener = listener
+
+    async def capacity(self) -> Capacity:
+        paths = ["hardware.cpuInfo.numCpuThreads", "hardware.memorySize"]
+        hosts = (await self._session.read(self._placement.site.hosts, paths)).values()
+        return Capacity(
+            max((int(host.get(paths[0], 1)) for host in hosts), default=1),
+            sum(int(host.get(paths[1], 0)) for host in hosts),
+        )
+
+    async def info(self) -> Mapping[str, str]:
+        site = self._placement.site
+        return {
+            "vSphere": str(self._session.content.about.fullName),
+            "Endpoint": self._session.endpoint.host,
+            "Compute resource": site.compute.path,
+            "Datastore": site.datastore.name,
+            "Image datastore": site.image_datastore.name,
+            "VM folder": self._placement.name,
+            "Bridge network": site.bridge.name if site.bridge else "none",
+            "DRS": "on" if site.drs_enabled else "off",
+            "Instant clone": "on" if self.cloning else "off, vCenter 7.0 or later is needed",
+            "Agent channel": "serial",
+            "Agent channel reason": f"network serial ports through the concentrator at {self._proxy_uri}",
+            "Guest image": self._guest_image.digest,
+            "Guest kernel": self._guest_image.kernel_version,
+        }
+
+    # --- what machines, templates and clones need
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    @property
+    def vms(self) -> VirtualMachines:
+        return self._vms
+
+    @property
+    def lines(self) -> Concentrator:
+        return self._lines
+
+    async def boot(self) -> Boot:
+        image = self._guest_image
+        if image.iso is None:
+            raise DriverError(
+                f"the guest image in {image.directory} has no ISO: make it anew with photon-image/build.py"
+            )
+        return Boot(await self._datastore.guest_iso(image.iso, image.iso_digest), self._proxy_uri)
+
+    async def power_on(self, vm: Any, name: str) -> None:
+        """Through the data centre where DRS is to choose the host."""
+        what = f"powering on the VM {name}"
+        try:
+            if self._placement.drs_enabled:
+                await self._power_on_by_drs(vm, what)
+            else:
+                await self._session.run(vm.PowerOnVM_Task, what=what)
+        except PortLayerError as error:
+            if not caused_by(error, vim.fault.InvalidPowerState):
+                raise
+
+    async def wait_off(self, vm: Any) -> None:
+        while True:
+            change = self._vms.change(vm)
+            try:
+                # Asked for: what was told last may be older than a power-on of ours.
+                if await operations.power_state(self._session, vm, "") is PowerState.OFF:
+                    return
+            except NotFoundError:
+                return
+            await change.wait()
+
+    def image_path(self, name: str) -> str:
+        return self._datastore.image_path(name)
+
+    def described(self, spec: MachineSpec) -> vim.vm.ConfigSpec:
+        about = vim.vm.ConfigSpec(managedBy=self._managed_by)
+        about.annotation = (
+            f"Container {spec.name} of the virtual container host {self._vch_name}\n"
+            f"id: {spec.id}\nimage: {spec.image_name or spec.image_disk}\n"
+            "Belongs to its virtual container host: docker changes and removes it."
+        )
+        return about
+
+    def hardware(self, boot: Boot, token: str) -> Hardware:
+        """Of a VM without disks."""
+        site = self._placement.site
+        return Hardware(site.datastore.name, boot, token, site.bridge.backing if site.bridge else None)
+
+    def clone_location(self) -> vim.vm.RelocateSpec:
+        return vim.vm.RelocateSpec(folder=self._placement.folder, pool=self._placement.resource_pool)
+
+    async def make(self, config: vim.vm.ConfigSpec, what: str) -> Any:
+        """A new VM of that name and instanceUuid, made once however often it takes."""
+        place = self._placement
+        for _ in range(_CREATE_ATTEMPTS):
+            try:
+                vm = await self._session.run(
+                    place.folder.CreateVM_Task, config, place.resource_pool, place.host, what=what
+                )
+                break
+            except (AlreadyExistsError, TaskLostError) as error:
+                # Either an attempt of ours did it and its answer was lost, or somebody has a VM of that name.
+                if (vm := await self._made_before(config.instanceUuid)) is not None:
+                    break
+                if isinstance(error, AlreadyExistsError):
+                    raise
+        else:
+            raise DriverError(f"{what}: vSphere forgets what it was asked")
+        if place.affinity is not None:
+            self.later(place.affinity.join(vm), f"putting {config.name} into the group {place.affinity.name}")
+        return vm
+
+    def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        task = asyncio.create_task(operations.quietly(work, what))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # --- within
+
+    @property
+    def _disk_directory(self) -> str:
+        return f"{self._placement.name}/disks"
+
+    async def _power_on_by_drs(self, vm: Any, what: str) -> None:
+        result = await self._session.run(self._placement.datacenter.PowerOnMultiVM_Task, [vm], what=what)
+        for refused in result.notAttempted or ():
+            if not isinstance(refused.fault, vim.fault.InvalidPowerState):
+                raise DriverError(f"{what}: {words(refused.fault)}") from refused.fault
+        for attempt in result.attempted or ():
+            if attempt.task is not None:
+                await self._session.updates.outcome(attempt.task, what, None)
+
+    async def _create(self, spec: MachineSpec, record: bytes) -> Machine:
+        name = config_spec.display_name(self._template, spec.name, spec.id)
+        vc_uuid = first_uuid(spec.id)
+        kept = Kept(spec, secrets.token_hex(16), await self.boot())
+        disks = config_spec.Disks(
+            image=self._datastore.image_path(spec.image_disk),
+            empty=await self._datastore.empty_disk(spec.writable_disk_bytes),
+            writable=self._disk_place.path(f"{self._disk_directory}/{spec.id}.vmdk"),
+        )
+        values = extra_config.fixed(spec, kept.token) | extra_config.boot(kept.boot) | extra_config.record(record)
+        config = self.described(spec)
+        config_spec.describe(config, spec, name, self.hardware(kept.boot, kept.token), disks, vc_uuid, values)
+        # Known before the VM is: it dials in as soon as it runs.
+        self._lines.admit(vc_uuid, kept.token)
+        try:
+            vm = await self.make(config, f"creating the VM {name}")
+            self._machines[spec.id] = self._machine(Found(vm, name, vc_uuid), kept)
+        except BaseException:
+            self._lines.dismiss(vc_uuid)
+            raise
+        return self._machines[spec.id]
+
+    async def _made_before(self, vc_uuid: str | None) -> Any:
+        """The VM of that instanceUuid once no creation is under way any more; None when there is none."""
+        folder = self._placement.folder
+        recent = (await self._session.read([folder], ["recentTask"])).get(folder, {}).get("recentTask", ())
+        for task in recent:
+            await operations.quietly(self._session.updates.outcome(task, "an earlier creation", None), "waiting for it")
+        index = self._session.content.searchIndex
+        what = "looking for a VM by its instanceUuid"
+        return await self._session.call(index.FindByUuid, self._placement.datacenter, vc_uuid, True, True, what=what)
+
+    async def _destroy(self, machine_id: str) -> None:
+        machine = self._machines.get(machine_id)
+        if machine is None:
+            return
+        await machine.remove()
+        self._forget(machine_id)
+
+    def _forget(self, machine_id: str) -> None:
+        machine = self._machines.pop(machine_id, None)
+        if machine is None:
+            return
+        self._lines.dismiss(machine.vc_uuid)
+        shutil.rmtree(machine.directory, ignore_errors=True)
+        if (group := self._placement.affinity) is not None:
+            self.later(group.leave(machine.vm), f"taking a VM out of the group {group.name}")
+
+    async def _load(self) -> None:
+        """What is in the folder. A VM that cannot be read is left alone, for an administrator to see."""
+        contents = await inventory_load.load(self._session, self._placement.scope)
+        for found, kept in contents.containers:
+            self._lines.admit(found.vc_uuid, kept.token)
+            machine = self._machines[kept.spec.id] = self._machine(found, kept)
+            if found.name.startswith(CLONE_NAME):  # it moved, and the port layer ended before the VM got its name
+                name = config_spec.display_name(self._template, kept.spec.name, kept.spec.id)
+                self.later(machine.rename_as(name), f"naming the VM {found.name}")
+        for found, why in contents.leftovers:
+            _log.info("removing the VM %s: %s", found.name, why)
+            await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
+        for found, values in contents.templates:
+            await operations.quietly(self._cloning.load(found, values), f"taking up the template {found.name}")
+
+    def _machine(self, found: Found, kept: Kept) -> VsphereMachine:
+        directory = self._directories / kept.spec.id
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return VsphereMachine(self, found.vm, found.name, found.vc_uuid, kept, directory)
+
+    def _remove_stray_directories(self) -> None:
+        for path in self._directories.iterdir():
+            if path.name not in self._machines:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _changed(self, vm: Any, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Something about a VM in the folder is different; the port layer hears of what concerns its machines."""
+        machine = next((one for one in self._machines.values() if one.vm == vm), None)
+        if machine is None:
+            return
+        for change in _changes(machine.id, before, now):
+            if change.kind is Change.GONE:
+                self._forget(machine.id)
+            if self._listener is not None:
+                self._listener(change)
+
+
+def _changes(machine_id: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[MachineChange]:
+    """What a difference means."""
+    if not now:
+        return [MachineChange(machine_id, Change.GONE)]
+    found = []
+    power, host, connection = virtual_machines.POWER, virtual_machines.HOST, virtual_machines.CONNECTION
+    if before.get(power) not in (None, now.get(power)) and (kind := _KINDS.get(str(now.get(power)))) is not None:
+        found.append(MachineChange(machine_id, kind))
+    if before.get(host) not in (None, now.get(host)):
+        found.append(MachineChange(machine_id, Change.MIGRATED, {"host": str(getattr(now.get(host), "_moId", ""))}))
+    if before.get(connection) not in (None, now.get(connection)):
+        found.append(MachineChange(machine_id, Change.CONNECTION, {"state": str(now.get(connection))}))
+    return found

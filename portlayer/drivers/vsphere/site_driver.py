@@ -1,0 +1,92 @@
+"""A VCH's driver on vSphere with all that it stands on, from the login to the concentrator."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from portlayer.drivers import guest_image as guest_images
+from portlayer.drivers.vsphere import files, placement
+from portlayer.drivers.vsphere.datastore import VsphereDatastore
+from portlayer.drivers.vsphere.driver import VsphereDriver
+from portlayer.drivers.vsphere.endpoint import Endpoint
+from portlayer.drivers.vsphere.serial import Concentrator
+from portlayer.drivers.vsphere.session import Session
+from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
+from portlayer.errors import DriverError, InvalidArgumentError
+from portlayer.identity import Identity
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    settings: VsphereSettings, who: Identity, state_dir: Path, guest_image: Path
+) -> AsyncIterator[tuple[VsphereDriver, VsphereDatastore]]:
+    """On leaving, connections are closed; VMs go on."""
+    image = guest_images.read(guest_image, "vmware")
+    name = placement.own_name(who.name, who.id)
+    async with contextlib.AsyncExitStack() as stack:
+        session = Session(settings.endpoint, settings.credentials)
+        await session.open()
+        stack.push_async_callback(session.close)
+        place = await placement.establish(session, settings, name)
+        datastore = VsphereDatastore(session, place.datacenter, place.image_datastore, name, state_dir / "vsphere")
+        await datastore.open()
+        stack.push_async_callback(datastore.close)
+        lines = await _concentrator(settings.serial, settings.endpoint)
+        await lines.open()
+        stack.push_async_callback(lines.close)
+        driver = VsphereDriver(
+            session,
+            place,
+            datastore,
+            lines,
+            image,
+            disk_place=await files.find(session, place.datacenter, place.datastore),
+            proxy_uri=_proxy_uri(lines, settings.serial),
+            state_dir=state_dir,
+            vch_name=who.name,
+            vm_name_template=settings.vm_name_template,
+        )
+        await driver.open()
+        stack.push_async_callback(driver.close)
+        yield driver, datastore
+
+
+async def _concentrator(settings: SerialSettings, endpoint: Endpoint) -> Concentrator:
+    advertised = settings.advertised_host or await asyncio.to_thread(_address_facing, endpoint)
+    return Concentrator(settings.listen_host, settings.listen_port, tls=_tls(settings), advertise=advertised)
+
+
+def _tls(settings: SerialSettings) -> ssl.SSLContext | None:
+    if settings.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.certificate, settings.key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidArgumentError(f"--serial-tls-cert {settings.certificate} cannot be used: {error}") from error
+    return context
+
+
+def _address_facing(endpoint: Endpoint) -> str:
+    """This machine's address on the way to vSphere: ESXi hosts are likely to be there too. Sends nothing."""
+    try:
+        [(family, kind, _, _, address), *_] = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_DGRAM)
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise DriverError(
+            f"it cannot be told by which address ESXi reaches this machine ({error}): say so with --serial-address"
+        ) from error
+
+
+def _proxy_uri(lines: Concentrator, settings: SerialSettings) -> str:
+    """Where serial ports dial: the concentrator's own address, unless another port is forwarded to it."""
+    if settings.advertised_port is None:
+        return lines.uri
+    return f"{lines.uri.rpartition(':')[0]}:{settings.advertised_port}"

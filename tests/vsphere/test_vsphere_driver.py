@@ -1,0 +1,389 @@
+"""The driver as the port layer uses it, on vcsim, without guests: what becomes of VMs, what a new port layer finds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyVmomi import vim
+from vsphere_esxi_port import EsxiPort
+from vsphere_front import Front
+from vsphere_plain import Plain, extra, outcome
+from vsphere_simulator import HOST
+from vsphere_trouble import cut_after, fail_task
+
+from portlayer.drivers.base import Change, MachineChange, MachineSpec, PowerState, Shape
+from portlayer.drivers.vsphere import cloning, extension, extra_config, site_driver
+from portlayer.drivers.vsphere.driver import VsphereDriver
+from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
+from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
+from portlayer.errors import AlreadyExistsError, ConflictError, DriverError, ExhaustedError
+from portlayer.identity import Identity
+
+MIB = 1 << 20
+IMAGE = "sha256-" + "1" * 64
+
+
+class Site:
+    """A VCH's place on the simulator: what outlives a port layer."""
+
+    def __init__(self, front: Front, root: Path, plain: Plain) -> None:
+        self.front = front
+        self.root = root
+        self.plain = plain
+        self.who = Identity(secrets.token_hex(16), "lab", 0)
+        self.told: list[MachineChange] = []
+        self.serial_port = free_port()
+        self._guest_image = root / "guest"
+        _make_guest_image(self._guest_image)
+
+    @contextlib.asynccontextmanager
+    async def driver(self) -> AsyncIterator[VsphereDriver]:
+        """A port layer's life."""
+        simulator = self.front.simulator
+        settings = VsphereSettings(
+            Endpoint(HOST, self.front.port, thumbprint=simulator.thumbprint),
+            Credentials(simulator.user, simulator.password),
+            datastore="LocalDS_0",
+            bridge_network="VM Network",
+            serial=SerialSettings(HOST, self.serial_port),
+        )
+        async with site_driver.opened(settings, self.who, self.root / "state", self._guest_image) as (driver, store):
+            if not await store.has_image_disk(IMAGE):
+                disk = self.root / "image.squashfs"
+                disk.write_bytes(secrets.token_bytes(MIB))
+                await store.put_image_disk(IMAGE, disk)
+            driver.on_change(self.told.append)
+            yield driver
+
+    def vm(self, name: str) -> Any:
+        """The VM of that name, past front and driver."""
+        return self.plain.content.searchIndex.FindByInventoryPath(f"/DC0/vm/{self.folder}/{name}")
+
+    def names(self) -> list[str]:
+        return sorted(one.name for one in self.plain.content.searchIndex.FindByInventoryPath(self.path).childEntity)
+
+    @property
+    def folder(self) -> str:
+        return f"lab-{self.who.id[:12]}"
+
+    @property
+    def path(self) -> str:
+        return f"/DC0/vm/{self.folder}"
+
+    def files(self) -> set[str]:
+        """Everything on the datastore that is a VM's or a container's."""
+        root = self.front.simulator.datastore_dir()
+        kept = (f"{self.folder}/images", f"{self.folder}/empties", f"{self.folder}/guest", f"{self.folder}/incoming")
+        found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        return {path for path in found if not path.startswith(kept)}
+
+
+def free_port() -> int:
+    """One that a concentrator can have again and again."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _make_guest_image(directory: Path) -> None:
+    directory.mkdir()
+    sizes = {}
+    for name in ("vmlinuz", "initramfs", "guest.iso"):
+        (directory / name).write_bytes(name.encode() * 1000)
+        sizes[name] = (directory / name).stat().st_size
+    iso = hashlib.sha256((directory / "guest.iso").read_bytes()).hexdigest()
+    manifest = {"digest": "sha256:" + "ab" * 32, "kernel_version": "6.1", "sizes": sizes}
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"iso": {"file": "guest.iso", "sha256": iso}}))
+
+
+@pytest.fixture
+def site(front: Front, tmp_path: Path) -> Any:
+    with front.simulator.connected() as instance:
+        site = Site(front, tmp_path, Plain(instance))
+        yield site
+        front.clear()
+        folder = site.plain.content.searchIndex.FindByInventoryPath(site.path)
+        for vm in folder.childEntity:
+            if vm.runtime.powerState != "poweredOff":
+                outcome(vm.PowerOffVM_Task())
+            outcome(vm.Destroy_Task())
+        outcome(folder.Destroy_Task())
+        shutil.rmtree(front.simulator.datastore_dir() / site.folder)
+
+
+def spec(name: str = "web", **other: Any) -> MachineSpec:
+    return MachineSpec(secrets.token_hex(32), name, 512 * MIB, 2, IMAGE, 64 * MIB, "nginx:latest", **other)
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+async def test_an_administrator_sees_what_the_vm_is(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        vm = site.vm(f"web-{machine.id[:12]}")
+        assert "Container web of the virtual container host lab" in vm.config.annotation
+        assert "image: nginx:latest" in vm.config.annotation
+        assert machine.id in vm.config.annotation
+        assert vm.config.managedBy.extensionKey == extension.KEY
+        assert (vm.config.hardware.memoryMB, vm.config.hardware.numCPU) == (512, 2)
+        assert extra(vm)[extra_config.ID] == machine.id
+        assert vm.resourcePool.name == site.folder
+        assert machine.location == f"vSphere VM {vm.name}"
+        disks = {
+            one.unitNumber: one.backing
+            for one in vm.config.hardware.device
+            if isinstance(one, vim.vm.device.VirtualDisk)
+        }
+        assert disks[0].parent.fileName.endswith(f"/images/{IMAGE}.vmdk")
+        assert (disks[0].diskMode, disks[1].diskMode) == ("independent_nonpersistent", "independent_persistent")
+        await driver.destroy(machine)
+        assert site.names() == []
+        assert site.files() == set()
+
+
+async def test_a_new_port_layer_finds_everything(site: Site) -> None:
+    big = secrets.token_bytes(100_000)
+    async with site.driver() as driver:
+        first, second = await driver.create(spec("one"), b"first"), await driver.create(spec("two"), big)
+        await first.power_on()
+        await first.write_record(b"newer")
+    async with site.driver() as driver:
+        found = {machine.id: machine for machine in await driver.list()}
+        assert found.keys() == {first.id, second.id}
+        assert [await found[one.id].read_record() for one in (first, second)] == [b"newer", big]
+        assert [await found[one.id].power_state() for one in (first, second)] == [PowerState.RUNNING, PowerState.OFF]
+        assert found[first.id].spec == first.spec
+        await found[first.id].write_record(b"newest")
+        assert await found[first.id].read_record() == b"newest"
+
+
+async def test_vms_of_others_and_broken_ones_are_left_alone(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+    folder = site.plain.content.searchIndex.FindByInventoryPath(site.path)
+    other = vim.vm.ConfigSpec(name="other", memoryMB=64, numCPUs=1, files=vim.vm.FileInfo(vmPathName="[LocalDS_0]"))
+    outcome(folder.CreateVM_Task(other, site.plain.pool))
+    broken = vim.option.OptionValue(key=extra_config.SPEC, value="{}")
+    name = f"web-{machine.id[:12]}"
+    outcome(site.vm(name).ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=[broken])))
+    async with site.driver() as driver:
+        assert await driver.list() == []
+    assert site.names() == ["other", name]
+
+
+async def test_power_and_who_waits_for_its_end(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        await machine.wait_off()
+        await machine.power_on()
+        await machine.power_on()
+        waiting = asyncio.ensure_future(machine.wait_off())
+        await machine.pause()
+        assert await machine.power_state() is PowerState.PAUSED
+        await machine.resume()
+        assert not waiting.done()
+        outcome(site.vm(f"web-{machine.id[:12]}").PowerOffVM_Task())  # by somebody else
+        async with asyncio.timeout(10):
+            await waiting
+        await machine.power_off()
+        await until(lambda: Change.POWERED_OFF in [change.kind for change in site.told])
+        assert {change.machine_id for change in site.told} == {machine.id}
+
+
+async def test_a_vm_that_somebody_removes_is_gone(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        waiting = asyncio.ensure_future(machine.wait_off())
+        outcome(site.vm(f"web-{machine.id[:12]}").Destroy_Task())
+        async with asyncio.timeout(10):
+            await waiting
+        await until(lambda: [change.kind for change in site.told] == [Change.GONE])
+        assert await driver.list() == []
+        assert not machine.directory.exists()
+        await driver.destroy(machine)
+
+
+async def test_a_creation_whose_answer_is_lost_is_made_once(site: Site) -> None:
+    async with site.driver() as driver:
+        site.front.inject("CreateVM_Task", cut_after())
+        machine = await driver.create(spec(), b"record")
+        assert site.front.calls["CreateVM_Task"] == 2
+        assert site.names() == [f"web-{machine.id[:12]}"]
+        assert await machine.read_record() == b"record"
+        await machine.power_on()
+
+
+async def test_a_name_that_another_vm_has_is_refused(site: Site) -> None:
+    async with site.driver() as driver:
+        wanted = spec()
+        folder = site.plain.content.searchIndex.FindByInventoryPath(site.path)
+        name = f"web-{wanted.id[:12]}"
+        other = vim.vm.ConfigSpec(name=name, memoryMB=64, numCPUs=1, files=vim.vm.FileInfo(vmPathName="[LocalDS_0]"))
+        outcome(folder.CreateVM_Task(other, site.plain.pool))
+        with pytest.raises(AlreadyExistsError, match=name):
+            await driver.create(wanted, b"record")
+        assert await driver.list() == []
+
+
+async def test_a_creation_that_fails_leaves_nothing(site: Site) -> None:
+    async with site.driver() as driver:
+        await driver.destroy(await driver.create(spec(), b"record"))  # what is made once is there then
+        full = vim.fault.NoDiskSpace(msg="LocalDS_0 is full", datastore="LocalDS_0")
+        site.front.inject("CreateVM_Task", fail_task(full))
+        wanted = spec()
+        with pytest.raises(ExhaustedError, match="LocalDS_0 is full"):
+            await driver.create(wanted, b"record")
+        assert (await driver.list(), site.names(), site.files()) == ([], [], set())
+        with pytest.raises(DriverError, match="not admitted"):
+            await driver.lines.connect(wanted.id[:32])
+        await driver.create(wanted, b"record")
+
+
+async def test_a_cancelled_creation_leaves_nothing(site: Site) -> None:
+    async with site.driver() as driver:
+        for wait_s in (0.0, 0.02, 0.05, 0.1):
+            creation = asyncio.ensure_future(driver.create(spec(), b"record"))
+            await asyncio.wait([creation], timeout=wait_s)
+            if not creation.cancel():
+                await driver.destroy(creation.result())
+                continue
+            with pytest.raises(asyncio.CancelledError):
+                await creation
+        assert (await driver.list(), site.names(), site.files()) == ([], [], set())
+
+
+# --- instant clone
+
+
+@pytest.fixture
+def short_dial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloning, "_DIAL_S", 0.05)  # there are no guests to dial in
+
+
+async def make_template(driver: VsphereDriver) -> Any:
+    assert driver.cloning is not None
+    shape = driver.cloning.shape_for(512 * MIB, 2)
+    assert shape == Shape(512 * MIB, 2)
+    parent = await driver.cloning.boot_parent(shape)
+    return await parent.freeze(7)
+
+
+async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, short_dial: None) -> None:
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        name = f"web-{machine.id[:12]}"
+        before, disk = site.vm(name)._moId, writable(site.vm(name))
+        await machine.power_on(await template.clone())
+        await until(lambda: name in site.names() and site.vm(name)._moId != before and len(site.names()) == 2)
+        after = site.vm(name)
+        assert writable(after) == disk
+        assert after.runtime.powerState == "poweredOn"
+        assert extra(after)[extra_config.ID] == machine.id
+        assert not extra(after).get(extra_config.CLONE)
+        assert after.config.managedBy.extensionKey == extension.KEY
+        assert await machine.power_state() is PowerState.RUNNING
+        await machine.write_record(b"newer")
+        assert [await one.read_record() for one in await driver.list()] == [b"newer"]
+    async with site.driver() as driver:  # and a new port layer takes it, and the template, up
+        assert driver.cloning is not None
+        assert [one.id for one in await driver.cloning.templates()] == [template.id]
+        [machine] = await driver.list()
+        await machine.power_off()
+        [again] = await driver.cloning.templates()
+        await machine.power_on(await again.clone())
+        assert await machine.power_state() is PowerState.RUNNING
+        await until(lambda: len(site.names()) == 2 and name in site.names())
+        await driver.destroy(machine)
+        await again.remove()
+    assert (site.names(), site.files()) == ([], set())
+
+
+async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial: None) -> None:
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        clone = await template.clone()
+        await machine.power_on(clone)
+        host, port = driver.lines.address
+        line = EsxiPort(host, port, f"vch://{clone.token}", clone.uuid, "clone")
+        await line.open()
+        reader, writer = await machine.open_channel()
+        line.write(b"from the guest")
+        assert await reader.readexactly(14) == b"from the guest"
+        writer.close()
+        await line.close()
+
+
+async def test_a_vm_with_limits_of_an_administrators_boots(site: Site, short_dial: None) -> None:
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        limited = vim.vm.ConfigSpec(cpuAllocation=vim.ResourceAllocationInfo(limit=500))
+        outcome(site.vm(f"web-{machine.id[:12]}").ReconfigVM_Task(limited))
+        with pytest.raises(ConflictError, match="changed by an administrator"):
+            await machine.power_on(await template.clone())
+        await machine.power_on()
+        vm = site.vm(f"web-{machine.id[:12]}")
+        assert (vm.config.cpuAllocation.limit, vm.runtime.powerState) == (500, "poweredOn")
+        assert len(site.names()) == 2  # the clone is gone
+
+
+async def test_a_move_that_breaks_off_anywhere_is_one_container(site: Site, short_dial: None) -> None:
+    """It dies at each reconfiguration of a move: the next port layer has one VM with the disk, and can start it."""
+    for step in (1, 2):
+        async with site.driver() as driver:
+            template = await make_template(driver)
+            machine = await driver.create(spec(), b"record")
+            disk = writable(site.vm(f"web-{machine.id[:12]}"))
+            clone = await template.clone()
+            refused = fail_task(vim.fault.NoDiskSpace(msg="full", datastore="LocalDS_0"))
+            site.front.inject("ReconfigVM_Task", refused, times=99, skip=step - 1)
+            site.front.inject("Destroy_Task", refused, times=99)
+            with pytest.raises(ExhaustedError):
+                await machine.power_on(clone)
+        site.front.clear()
+        async with site.driver() as driver:
+            [machine] = await driver.list()
+            assert await machine.read_record() == b"record"
+            await machine.power_on()
+            assert writable(site.vm(f"web-{machine.id[:12]}")) == disk
+            await driver.destroy(machine)
+            assert driver.cloning is not None
+            for one in await driver.cloning.templates():
+                await one.remove()
+            assert (site.names(), site.files()) == ([], set())
+
+
+async def test_what_is_out_of_date_or_half_made_is_removed(site: Site, short_dial: None) -> None:
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        await template.clone()
+        assert driver.cloning is not None
+        await driver.cloning.boot_parent(Shape(256 * MIB, 1))  # and the port layer dies
+        assert len(site.names()) == 3
+    site.serial_port = free_port()  # no clone could reach the concentrator now
+    async with site.driver() as driver:
+        assert driver.cloning is not None
+        left = await driver.cloning.templates()
+    assert (left, site.names()) == ([], [])
+
+
+def writable(vm: Any) -> str:
+    """Where the writable disk of a VM is."""
+    disks = [one for one in vm.config.hardware.device if isinstance(one, vim.vm.device.VirtualDisk)]
+    return next(str(disk.backing.fileName) for disk in disks if disk.unitNumber == 1)
