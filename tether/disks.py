@@ -2,15 +2,20 @@
 
 vSphere does not let anyone choose a disk's serial number, but it keeps a disk at its target: the name "scsi:N" stands
 for the disk at target N (LUN 0) of the machine's PVSCSI controller. Any other name is a serial number.
+
+The controller tells the kernel of disks that come and go, by messages in a ring. This does not rely on them: it asks
+for a disk that is not there yet, and says when it has let go of one. (Under QEMU a restored machine loses the ring.)
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 _BLOCK = "/sys/block"
 _HOSTS = "/sys/class/scsi_host"
@@ -32,8 +37,15 @@ def find(name: str) -> str:
     """
     if name.startswith(_TARGET_PREFIX):
         target = _target(name)
-        return _wait_for(name, lambda block: _is_at(block, target), f"no disk is at target {target} of the controller")
+        is_it = functools.partial(_is_at, target=target)
+        return _wait_for(name, is_it, f"no disk is at target {target} of the controller", lambda: _ask_for(target))
     return _wait_for(name, lambda block: _serial(block) == name, f"no disk has the serial number {name!r}")
+
+
+def let_go() -> None:
+    """The disks found by target are used no more, and the host may take them away: others may come in their places."""
+    for name in [name for name in _last_seen if name.startswith(_TARGET_PREFIX)]:
+        _tell(f"{_BLOCK}/{_last_seen.pop(name)}/device/delete", "1")
 
 
 def _target(name: str) -> int:
@@ -43,12 +55,14 @@ def _target(name: str) -> int:
     return int(digits)
 
 
-def _wait_for(name: str, is_it: Callable[[str], bool], otherwise: str) -> str:
+def _wait_for(name: str, is_it: Callable[[str], bool], otherwise: str, ask: Callable[[], None] | None = None) -> str:
     if disk := _present(name, is_it):
         return disk
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _KOBJECT_UEVENT) as uevents:
         uevents.bind((0, _KERNEL_GROUP))
         deadline = time.monotonic() + _WAIT_S
+        if ask is not None:
+            ask()
         while not (disk := _present(name, is_it)):
             try:
                 uevents.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -74,6 +88,19 @@ def _is_at(block: str, target: int) -> bool:
         return (int(number), int(lun)) == (target, 0) and _driver(int(host)) == _PVSCSI
     except (OSError, ValueError):
         return False  # no SCSI device, or one that goes away
+
+
+def _ask_for(target: int) -> None:
+    """Has the kernel look for the disk; it announces what it finds."""
+    with suppress(OSError, ValueError):
+        for host in os.listdir(_HOSTS):
+            if _driver(int(host.removeprefix("host"))) == _PVSCSI:
+                _tell(f"{_HOSTS}/{host}/scan", f"0 {target} 0")
+
+
+def _tell(file: str, word: str) -> None:
+    with suppress(OSError), open(file, "w") as control:  # what is not there cannot be told
+        control.write(word)
 
 
 def _driver(host: int) -> str:

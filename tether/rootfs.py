@@ -102,6 +102,7 @@ def forget() -> None:
     for target in (ROOT, WRITABLE, IMAGE):
         if os.path.ismount(target):
             linux.unmount(target)
+    disks.let_go()
 
 
 def write_machine_id(machine_id: str) -> None:

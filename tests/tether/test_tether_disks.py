@@ -129,3 +129,28 @@ def test_an_announced_disk_is_waited_for(machine: Machine, monkeypatch: pytest.M
     assert Announcements.heard == 2
     sender.close()
     receiver.close()
+
+
+def test_the_controller_is_asked_for_a_disk_that_is_not_there(machine: Machine) -> None:
+    machine.host(0, "ata_piix")
+    machine.host(1, "vmw_pvscsi")
+    with pytest.raises(OSError, match="target 3"):
+        disks.find("scsi:3")
+    assert (machine.hosts / "host1/scan").read_text() == "0 3 0"
+    assert not (machine.hosts / "host0/scan").exists()
+
+
+def test_disks_at_targets_are_let_go_of_once(machine: Machine) -> None:
+    machine.host(0, "vmw_pvscsi")
+    machine.scsi("sda", "0:0:0:0")
+    machine.virtio("vda", "image")
+    (machine.block / "sda/device").resolve().mkdir()
+    disks.find("scsi:0")
+    disks.find("image")
+    disks.let_go()
+    delete = machine.block / "sda/device/delete"
+    assert delete.read_text() == "1"
+    delete.unlink()
+    disks.let_go()
+    assert not delete.exists()
+    assert not (machine.block / "vda/device").exists()
