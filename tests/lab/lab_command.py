@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lab_disks import content_file
 from lab_hardware import Disk, FilePort, Hardware, LabError, Nic
 
 PROGRAM = "qemu-system-x86_64"
@@ -58,13 +59,13 @@ def adapter_options(bus: int) -> str:
 
 
 def drive_options(disk: Disk) -> str:
-    """QEMU reads the VMDK itself, so that a descriptor is looked at by somebody who did not write it.
+    """The content of a disk; lab_disks has looked at its descriptor. QEMU's own VMDK reader cannot be migrated.
 
     A disk whose changes are thrown away is opened for reading alone, by any number of VMs.
     """
-    file = _escaped(disk.chain[0])
+    file = _escaped(content_file(disk.chain[0]))
     snapshot = "on" if disk.thrown_away else "off"
-    return f"if=none,id={disk.id}-file,format=vmdk,file={file},snapshot={snapshot},cache=unsafe"
+    return f"if=none,id={disk.id}-file,format=raw,file={file},snapshot={snapshot},cache=unsafe,discard=unmap"
 
 
 def disk_options(disk: Disk) -> str:

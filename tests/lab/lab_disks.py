@@ -15,7 +15,8 @@ from lab_hardware import LabError
 
 SECTOR_BYTES = 512
 _MAX_DESCRIPTOR_BYTES = 64 << 10
-_EXTENT = re.compile(r'^RW (\d+) (?:VMFS|FLAT) "([^"/]+)"( 0)?\s*$', re.MULTILINE)
+_EXTENT = re.compile(r'^RW (\d+) VMFS "([^"/]+)"\s*$', re.MULTILINE)
+_TYPE = re.compile(r'^createType="vmfs"\s*$', re.MULTILINE)
 
 
 def prepare(chain: tuple[Path, ...]) -> None:
@@ -41,9 +42,9 @@ def _prepare(descriptor: Path, parent: Path | None) -> None:
         raise LabError(f"{descriptor} does not exist") from None
     text = data.decode(errors="replace")
     extents = _EXTENT.findall(text)
-    if not text.startswith("# Disk DescriptorFile") or len(extents) != 1:
-        raise LabError(f"{descriptor} is no descriptor of a disk with one extent")
-    sectors, named, _ = extents[0]
+    if not text.startswith("# Disk DescriptorFile") or not _TYPE.search(text) or len(extents) != 1:
+        raise LabError(f"{descriptor} is no descriptor of a VMFS disk with one extent")
+    sectors, named = extents[0]
     if not content.is_file():
         raise LabError(f"{descriptor} has no {content.name}")
     if named != content.name:  # a copy by vcsim, whose descriptor still names the content of the original

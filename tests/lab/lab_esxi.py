@@ -49,10 +49,10 @@ class Lab:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._task is not None
-        for machine in self._machines.values():
-            await machine.close()
         self._task.cancel()
         await asyncio.wait([self._task])
+        for machine in self._machines.values():
+            await machine.close()
         self._machines.clear()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
@@ -81,7 +81,8 @@ class Lab:
         datastores = await inventory.datastores()
         found = await inventory.machines()
         for moref in self._machines.keys() - found.keys():
-            await self._machines.pop(moref).close()
+            await self._machines[moref].close()
+            del self._machines[moref]
         for moref, values in found.items():
             try:
                 await self._want(moref, values, datastores)

@@ -77,8 +77,8 @@ def test_command_of_a_container(hardware: Hardware, estate: Estate) -> None:
         "scsi-hd,id=disk-0-1,drive=disk-0-1-file,bus=scsi0.0,scsi-id=1,lun=0,vendor=VMware,product=Virtual disk",
     ]
     image, writable = (word for word in options(argv, "-drive") if word.startswith("if=none,id=disk"))
-    assert f"file={estate.directory}/vch/image.vmdk,snapshot=on" in image
-    assert f"file={estate.directory}/web/writable.vmdk,snapshot=off" in writable
+    assert f"file={estate.directory}/vch/image-flat.vmdk,snapshot=on" in image
+    assert f"file={estate.directory}/web/writable-flat.vmdk,snapshot=off" in writable
     assert [word for word in devices if word.startswith("isa-serial")] == [
         "isa-serial,index=0,chardev=port0",
         "isa-serial,index=1,chardev=port1",

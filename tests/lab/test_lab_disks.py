@@ -54,8 +54,8 @@ def test_content_is_as_large_as_the_descriptor_says(empty: Path) -> None:
         (None, "does not exist"),
         ("RW 2048 VMFS", "no descriptor"),
         ("# Disk DescriptorFile\n", "no descriptor"),
-        ('# Disk DescriptorFile\nRW 1 VMFS "a.vmdk"\nRW 1 VMFS "b.vmdk"\n', "no descriptor"),
-        ('# Disk DescriptorFile\nRW 1 VMFS "lone-flat.vmdk"\n', "has no lone-flat.vmdk"),
+        ('# Disk DescriptorFile\ncreateType="vmfs"\nRW 1 VMFS "a.vmdk"\nRW 1 VMFS "b.vmdk"\n', "no descriptor"),
+        ('# Disk DescriptorFile\ncreateType="vmfs"\nRW 1 VMFS "lone-flat.vmdk"\n', "has no lone-flat.vmdk"),
     ],
 )
 def test_broken_disks_are_told(tmp_path: Path, text: str | None, words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pyVmomi import vim
 
 pytestmark = pytest.mark.vm
 
+LAB = Path(__file__).parent
 OFF, ON = "poweredOff", "poweredOn"
 BLOCK = b"delta" + bytes((1 << 20) - 5)
 
@@ -141,6 +143,26 @@ async def test_a_fork_takes_its_sources_state_and_its_own_calls(lab: Lab, estate
     assert name == "two vch://parent"
     assert estate.power_state(parent) == estate.power_state(clone) == ON
     assert qemus("one"), "the source stays, frozen"
+
+
+async def test_machines_die_with_the_lab(estate: Estate) -> None:
+    machine = estate.create("one")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(LAB), "--host", estate.account.host, "--port", str(estate.account.port)),
+        *("--user", estate.account.user),
+        env=os.environ | {"LAB_PASSWORD": estate.account.password},
+    )
+    try:
+        await power_on(estate, machine)
+    finally:
+        process.kill()
+        await process.wait()
+    await until(lambda: not qemus("one"))
+    assert estate.power_state(machine) == ON, "nobody was left to say so"
+
+    async with Lab(estate.account, Caller().dial_as):  # the next lab is as the HA restart of a host
+        await until(lambda: qemus("one"))
+    assert not qemus("one")
 
 
 async def test_a_machine_moves_to_another_host(lab: Lab, estate: Estate, caller: Caller) -> None:
