@@ -20,6 +20,7 @@ from typing import Any
 
 from pyVmomi import vim
 
+from portlayer.drivers import ext4
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere.extra_config import Boot
 
@@ -90,7 +91,7 @@ def describe(
         _SCSI,
         WRITABLE_UNIT,
         _DiskMode.independent_persistent,
-        spec.writable_disk_bytes,
+        ext4.whole_size(spec.writable_disk_bytes),  # its parent's
     )
     config.deviceChange += [image_disk(disks.image, _SCSI), writable]
 

@@ -268,12 +268,20 @@ class VsphereDriver:
         # Known before the VM is: it dials in as soon as it runs.
         self._lines.admit(vc_uuid, kept.token)
         try:
-            vm = await self.make(config, f"creating the VM {name}")
+            vm = await self._make_with_files(config, f"creating the VM {name}")
             self._machines[spec.id] = self._machine(Found(vm, name, vc_uuid), kept)
         except BaseException:
             self._lines.dismiss(vc_uuid)
             raise
         return self._machines[spec.id]
+
+    async def _make_with_files(self, config: vim.vm.ConfigSpec, what: str) -> Any:
+        """Where somebody has removed a file that was there, the error says so, and the next creation brings it anew."""
+        try:
+            return await self.make(config, what)
+        except NotFoundError:
+            self._datastore.look_again()
+            raise
 
     async def _made_before(self, vc_uuid: str | None) -> Any:
         """The VM of that instanceUuid once no creation is under way any more; None when there is none."""
