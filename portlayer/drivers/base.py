@@ -188,6 +188,10 @@ class Cloning(Protocol):
     def rehearsals(self) -> tuple[int, int]:
         """How often a start is tried out in a parent before it is frozen, and in a clone that is to wait."""
 
+    @property
+    def parents_freeze_themselves(self) -> bool:
+        """Whether a parent's agent is to be told to stop its VM before `Parent.freeze`."""
+
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         """The shape whose clones can carry a machine of that size; None when it has to boot."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from portlayer.drivers.base import Clone, Cloning, MachineSpec, Shape, Template
 from portlayer.errors import PortLayerError
 from portlayer.instantclone.pool import Pool, Waiting
-from portlayer.instantclone.rehearsal import rehearse
+from portlayer.instantclone.rehearsal import rehearse, stand_still
 from portlayer.v1 import system_pb2
 
 _RETRY_S = 600.0
@@ -177,6 +177,8 @@ class InstantClones:
             parent = await self._cloning.boot_parent(entry.shape)
             try:
                 await rehearse(parent, self._cloning.rehearsals[0])
+                if self._cloning.parents_freeze_themselves:
+                    await stand_still(parent)
                 entry.template = await parent.freeze(time.monotonic_ns() - began)
             finally:
                 await parent.discard()

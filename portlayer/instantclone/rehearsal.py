@@ -6,10 +6,12 @@ The container of a rehearsal has an empty image and holds nothing of anybody's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable
 
-from portlayer.agent import AgentClient, AgentError
+from portlayer.agent import AgentClient, AgentError, AgentRpcError
+from portlayer.agent.errors import FAILED_PRECONDITION
 from portlayer.agent.waiting import answer_while_on
 from portlayer.drivers.base import DiskNames, Guest
 from portlayer.errors import DriverError
@@ -17,6 +19,7 @@ from portlayer.execution.process_spec import init_request
 from portlayer.v1 import types_pb2
 from tether.v1 import tether_pb2
 
+_log = logging.getLogger(__name__)
 _BOOT_S = 180.0
 _START_S = 120.0
 # What the agent lays into every container that wants an init; run as the program, it says how it is used and ends.
@@ -37,6 +40,23 @@ async def rehearse(guest: Guest, times: int) -> None:
             await guest.detach_practice_disks()
     except AgentError as error:
         raise DriverError(f"a start could not be rehearsed: {error}") from error
+
+
+async def stand_still(guest: Guest) -> None:
+    """Has the guest's agent stop its VM for good; nobody is connected to it then.
+
+    Raises DriverError when the agent does not answer. A hypervisor that the guest cannot ask leaves it running, and
+    clones are made of what runs.
+    """
+    try:
+        async with AgentClient(guest.open_channel) as agent:
+            await _while_on(guest, agent.freeze(secrets.token_hex(16)))
+    except AgentRpcError as error:
+        if error.rpc_code != FAILED_PRECONDITION:
+            raise DriverError(f"the template cannot be frozen: {error}") from error
+        _log.warning("the template runs on while it is cloned: %s", error)
+    except AgentError as error:
+        raise DriverError(f"the template cannot be frozen: {error}") from error
 
 
 async def _start_and_end(agent: AgentClient, disks: DiskNames) -> None:

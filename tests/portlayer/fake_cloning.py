@@ -140,6 +140,7 @@ class FakeCloning:
         self.may_boot.set()
 
     rehearsals = (2, 1)
+    parents_freeze_themselves = False
 
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         size = 256 * MIB

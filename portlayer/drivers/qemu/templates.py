@@ -154,6 +154,10 @@ class QemuCloning:
         """In a template twice: the second shows how warm the first has left it, and what it still loads stays there."""
         return 2, 1
 
+    @property
+    def parents_freeze_themselves(self) -> bool:
+        return False
+
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         """See memory_of_template. A size beyond the host's memory has no clones: their private mappings would be
         counted as if all of them were used.

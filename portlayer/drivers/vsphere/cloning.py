@@ -210,6 +210,7 @@ class VsphereCloning:
 
     # A guest on real hardware has nothing to translate; what a rehearsal would load is there after the first clone.
     rehearsals = (0, 0)
+    parents_freeze_themselves = True
 
     def __init__(self, around: Surroundings) -> None:
         self.around = around
