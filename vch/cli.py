@@ -100,8 +100,11 @@ def down(name: str, state_dir: Path | None, force: bool, password_file: Path | N
     """End a VCH. Its containers keep running, and the next `up` finds them, unless --force is given."""
     directory = _state_dir(name, state_dir)
     if force:
-        for removed in launch.remove_containers(directory, password_file, timeout_s=ready_timeout):
+        names, stays = launch.remove_all(directory, password_file, timeout_s=ready_timeout)
+        for removed in names:
             click.echo(f"removed container {removed}")
+        for words in stays:
+            click.echo(f"not removed: {words}")
     pid = state.holder(directory)
     if pid is None:
         click.echo(f"no VCH is up on {directory}")

@@ -54,6 +54,25 @@ def remove_containers(address: str, timeout_s: float = _REMOVAL_SECONDS) -> list
     return [one.name for one in listed]
 
 
+def remove_all(address: str, *, dismantled: bool) -> tuple[list[str], list[str]]:
+    """Names of the containers that it removed, and what is still there of what the VCH made for itself, in words.
+
+    The latter is removed if it is to be `dismantled`. Raises VchError.
+    """
+    names = remove_containers(address)
+    return names, dismantle(address) if dismantled else []
+
+
+def dismantle(address: str, timeout_s: float = _REMOVAL_SECONDS) -> list[str]:
+    """Has a VCH without containers remove what it made for itself; gives back what stays. Raises VchError."""
+    with _channel(address) as channel:
+        stub = system_pb2_grpc.SystemServiceStub(channel)
+        try:
+            return list(stub.Dismantle(system_pb2.DismantleRequest(), timeout=timeout_s, wait_for_ready=True).stays)
+        except grpc.RpcError as error:
+            raise VchError(f"what the VCH made in vSphere is not removed: {_words(error)}") from error
+
+
 def _channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address.replace("unix://", "unix:", 1))
 

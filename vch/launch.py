@@ -81,22 +81,23 @@ def end(directory: Path, pid: int) -> None:
         raise VchError(f"process {pid} did not end in {_END_SECONDS:.0f} s; see {directory}/vch.log")
 
 
-def remove_containers(directory: Path, password_file: Path | None, *, timeout_s: float) -> list[str]:
-    """Removes every container of a VCH, up or not; gives back their names.
+def remove_all(directory: Path, password_file: Path | None, *, timeout_s: float) -> tuple[list[str], list[str]]:
+    """Removes every container of a VCH, up or not; on vSphere its folder, pool and group too, as far as they are empty.
 
-    On vSphere, one that is not up needs the password again; `password_file` instead of the one that `up` was told.
+    Gives back names of containers, and what stays, in words. On vSphere, one that is not up needs the password again;
+    `password_file` instead of the one that `up` was told.
     """
     running = state.read(directory)
     if running is not None:
-        return client.remove_containers(running.grpc)
+        return client.remove_all(running.grpc, dismantled=running.vsphere is not None)
     last = state.read_last(directory)
     if not (last and last.vsphere) and not state.has_machines(directory):
-        return []
+        return [], []
     with state.hold(directory), closing(PartLog(directory, "portlayer", echo=False)) as log:
         if last is None:
             raise VchError(f"{directory} does not say how its VCH was started: `vch up` it, then `vch down --force`")
         password = passwords.find(last.vsphere, password_file) if last.vsphere else None
-        return asyncio.run(supervisor.remove_containers(last, password, log, timeout_s))
+        return asyncio.run(supervisor.remove_all(last, password, log, timeout_s))
 
 
 def tell(settings: Settings) -> None:

@@ -86,8 +86,10 @@ async def _serve(
                 watch.cancel()
 
 
-async def remove_containers(last: Running, password: str | None, log: PartLog, timeout_s: float) -> list[str]:
-    """Starts the port layer alone and removes every container; gives back their names.
+async def remove_all(
+    last: Running, password: str | None, log: PartLog, timeout_s: float
+) -> tuple[list[str], list[str]]:
+    """As client.remove_all, with a port layer that is started for it alone.
 
     For a VCH that is not up. The caller holds the state directory.
     """
@@ -95,7 +97,7 @@ async def remove_containers(last: Running, password: str | None, log: PartLog, t
     part = Part("portlayer", list(last.portlayer_arguments), log, password)
     await part.start(timeout_s)
     try:
-        return await asyncio.to_thread(client.remove_containers, last.grpc)
+        return await asyncio.to_thread(client.remove_all, last.grpc, dismantled=last.vsphere is not None)
     finally:
         await part.stop()
         _remove_socket(last.grpc)

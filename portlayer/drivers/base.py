@@ -7,7 +7,7 @@ container is (its record) is stored with its machine, so a new port layer finds 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -296,6 +296,12 @@ class MachineDriver(Protocol):
 
     async def info(self) -> Mapping[str, str]:
         """Key and value for people: accelerator and why it was chosen, versions, guest image."""
+
+    async def dismantle(self) -> Sequence[str]:
+        """Removes what the VCH has made for itself beyond machines and images, as far as it is empty.
+
+        Gives back what stays, in words. There are no machines and no clones any more; only `close` may follow.
+        """
 
 
 class Datastore(Protocol):

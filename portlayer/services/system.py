@@ -15,6 +15,7 @@ import grpc
 
 from portlayer.config import Settings
 from portlayer.drivers.base import MachineDriver
+from portlayer.errors import ConflictError
 from portlayer.execution import Manager, states
 from portlayer.identity import Identity
 from portlayer.instantclone import InstantClones
@@ -88,6 +89,13 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         async with grpc_errors(context):
             statuses = [one.state.status for one in self._manager.containers()]
             return pb.GetMetricsResponse(text=self._metrics.render(statuses, self._templates()))
+
+    async def Dismantle(self, request: pb.DismantleRequest, context: Context) -> pb.DismantleResponse:
+        async with grpc_errors(context):
+            if self._manager.containers():
+                raise ConflictError("there are containers: remove them first")
+            await self._clones.close()
+            return pb.DismantleResponse(stays=await self._driver.dismantle())
 
     def _templates(self) -> list[pb.Template]:
         return self._clones.describe(self._manager.clones_by_template())

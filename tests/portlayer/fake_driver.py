@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fake_agent import FakeAgent
@@ -188,6 +188,9 @@ class FakeDriver:
 
     async def info(self) -> Mapping[str, str]:
         return {"Accelerator": "none", "Guest kernel": "6.1"}
+
+    async def dismantle(self) -> Sequence[str]:
+        return ["a folder: it is not empty"]
 
     async def power_off_all(self) -> None:
         """For the end of a test."""

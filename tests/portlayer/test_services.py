@@ -98,6 +98,16 @@ async def test_metrics_say_what_there_is_when_they_are_read(api: Api) -> None:
     assert 'vch_container_starts_total{method="cold-boot"} 1.0' in lines
 
 
+async def test_a_vch_is_dismantled_when_it_has_no_containers(api: Api, host: Host) -> None:
+    made = await api.create("echo")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.system.Dismantle(system_pb2.DismantleRequest())
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await api.execution.RemoveContainer(ex.RemoveContainerRequest(container=made))
+    answer = await api.system.Dismantle(system_pb2.DismantleRequest())
+    assert list(answer.stays) == ["a folder: it is not empty"]
+
+
 async def test_the_whole_life(api: Api) -> None:
     made = await api.create("mixed", name="one", request_id="r")
     assert await api.create("mixed", name="one", request_id="r") == made

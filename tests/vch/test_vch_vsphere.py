@@ -156,6 +156,7 @@ def test_forced_down_of_a_stopped_one_needs_the_password_again(vch: Program, pas
     assert done.returncode == 0, done.stderr
     assert told(vch) == "another"
     assert "removed container web" in done.stdout
+    assert "not removed: the VM folder red: 0 containers" in done.stdout
     # Machines are in vCenter: none here says nothing about them.
     assert "no password" in vch.run("down", "--force").stderr
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -99,6 +99,9 @@ class QemuDriver:
 
     async def capacity(self) -> Capacity:
         return Capacity(os.cpu_count() or 1, psutil.virtual_memory().total)
+
+    async def dismantle(self) -> Sequence[str]:
+        return []  # all there is, is in the state directory
 
     async def info(self) -> Mapping[str, str]:
         qemu, choice = self._ready()

@@ -38,6 +38,10 @@ class _System(system_pb2_grpc.SystemServiceServicer):
         waiting = system_pb2.Template(state=system_pb2.Template.STATE_WAITING, memory_bytes=2 << 30, cpus=1)
         return system_pb2.ListTemplatesResponse(templates=[ready, failed, waiting])
 
+    def Dismantle(self, request: object, context: object) -> system_pb2.DismantleResponse:
+        left = len(list(self._machines.iterdir()))
+        return system_pb2.DismantleResponse(stays=[f"the VM folder red: {left} containers"])
+
 
 class _Execution(execution_pb2_grpc.ExecutionServiceServicer):
     def __init__(self, machines: Path) -> None:
