@@ -64,7 +64,7 @@ def examine_vsphere(vsphere: Vsphere, password: str, state_dir: Path, image_dir:
 
 def _iso(image_dir: Path) -> Finding:
     try:
-        image = guest_image.read(image_dir)
+        image = guest_image.read(image_dir, "vmware")
     except PortLayerError as error:
         return Finding("guest image", "fail", str(error), "no container can start")
     if image.iso is None:

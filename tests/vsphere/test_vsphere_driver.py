@@ -113,11 +113,12 @@ def site(front: Front, tmp_path: Path) -> Any:
         yield site
         front.clear()
         folder = site.plain.content.searchIndex.FindByInventoryPath(site.path)
-        for vm in folder.childEntity:
+        for vm in folder.childEntity if folder else ():
             if vm.runtime.powerState != "poweredOff":
                 outcome(vm.PowerOffVM_Task())
             outcome(vm.Destroy_Task())
-        outcome(folder.Destroy_Task())
+        if folder:
+            outcome(folder.Destroy_Task())
         shutil.rmtree(front.simulator.datastore_dir() / site.folder)
 
 
@@ -387,3 +388,20 @@ def writable(vm: Any) -> str:
     """Where the writable disk of a VM is."""
     disks = [one for one in vm.config.hardware.device if isinstance(one, vim.vm.device.VirtualDisk)]
     return next(str(disk.backing.fileName) for disk in disks if disk.unitNumber == 1)
+
+
+async def test_a_vch_that_is_dismantled_leaves_images_only(site: Site) -> None:
+    async with site.driver() as driver:
+        await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        stays = await driver.dismantle()
+        assert [words.partition(":")[0] for words in stays] == [
+            f"the VM folder {site.folder}",
+            f"the resource pool {site.folder}",
+        ]
+        await driver.destroy(machine)
+        assert await driver.dismantle() == []
+    find = site.plain.content.searchIndex.FindByInventoryPath
+    assert find(site.path) is None
+    assert find(f"/DC0/host/DC0_C0/Resources/{site.folder}") is None
+    assert site.files() == set()

@@ -55,7 +55,7 @@ def needed(names: set[str]) -> dict[str, str]:
 
 def test_what_the_driver_calls_is_covered() -> None:
     found = needed(called())
-    assert {"Resource.CreatePool", "VirtualMachine.Interact.Suspend", "Folder.Create"} <= set(found)
+    assert {"VirtualMachine.Inventory.Create", "VirtualMachine.Interact.PowerOn", "Folder.Create"} <= set(found)
     missing = {privilege: method for privilege, method in found.items() if privilege not in ALWAYS}
     assert not missing.keys() - {one.id for one in LEAST}, missing
 

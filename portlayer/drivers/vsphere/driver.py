@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from pyVmomi import vim
 from portlayer.drivers.base import Capacity, Change, Cloning, DiskNames, Machine, MachineChange, MachineSpec, PowerState
 from portlayer.drivers.guest_image import GuestImage
 from portlayer.drivers.uninterrupted import uninterrupted
-from portlayer.drivers.vsphere import config_spec, extension, extra_config, inventory_load, operations, virtual_machines
+from portlayer.drivers.vsphere import (
+    config_spec,
+    extension,
+    extra_config,
+    inventory_load,
+    operations,
+    placement,
+    virtual_machines,
+)
 from portlayer.drivers.vsphere.cloning import CLONE_NAME, VsphereCloning, is_supported
 from portlayer.drivers.vsphere.config_spec import Hardware
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
@@ -146,6 +154,11 @@ class VsphereDriver:
             "Guest image": self._guest_image.digest,
             "Guest kernel": self._guest_image.kernel_version,
         }
+
+    async def dismantle(self) -> Sequence[str]:
+        for template in await self._cloning.templates():
+            await template.remove()
+        return await placement.dismantle(self._session, self._placement)
 
     # --- what machines, templates and clones need
 

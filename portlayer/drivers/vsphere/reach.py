@@ -22,7 +22,9 @@ def address_facing(endpoint: Endpoint) -> str:
             probe.connect(address)
             return str(probe.getsockname()[0])
     except OSError as error:
-        raise DriverError(f"there is no way to {endpoint.host}: {error}") from error
+        raise DriverError(
+            f"it cannot be told by which address ESXi reaches this machine ({error}): say so with --serial-address"
+        ) from error
 
 
 def addresses_of(host: str) -> list[str]:

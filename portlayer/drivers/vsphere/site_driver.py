@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from portlayer.drivers import guest_image as guest_images
-from portlayer.drivers.vsphere import files, placement
+from portlayer.drivers.vsphere import files, placement, reach
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.driver import VsphereDriver
 from portlayer.drivers.vsphere.endpoint import Endpoint
 from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
-from portlayer.errors import DriverError, InvalidArgumentError
+from portlayer.errors import InvalidArgumentError
 from portlayer.identity import Identity
 
 
@@ -57,7 +56,7 @@ async def opened(
 
 
 async def _concentrator(settings: SerialSettings, endpoint: Endpoint) -> Concentrator:
-    advertised = settings.advertised_host or await asyncio.to_thread(_address_facing, endpoint)
+    advertised = settings.advertised_host or await asyncio.to_thread(reach.address_facing, endpoint)
     return Concentrator(settings.listen_host, settings.listen_port, tls=_tls(settings), advertise=advertised)
 
 
@@ -70,19 +69,6 @@ def _tls(settings: SerialSettings) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise InvalidArgumentError(f"--serial-tls-cert {settings.certificate} cannot be used: {error}") from error
     return context
-
-
-def _address_facing(endpoint: Endpoint) -> str:
-    """This machine's address on the way to vSphere: ESXi hosts are likely to be there too. Sends nothing."""
-    try:
-        [(family, kind, _, _, address), *_] = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_DGRAM)
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    except OSError as error:
-        raise DriverError(
-            f"it cannot be told by which address ESXi reaches this machine ({error}): say so with --serial-address"
-        ) from error
 
 
 def _proxy_uri(lines: Concentrator, settings: SerialSettings) -> str:
