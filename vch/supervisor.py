@@ -94,7 +94,8 @@ async def remove_all(
     For a VCH that is not up. The caller holds the state directory.
     """
     prepare_socket(last.grpc)
-    part = Part("portlayer", list(last.portlayer_arguments), log, password)
+    # Without clones: it would begin to make templates, only to end.
+    part = Part("portlayer", [*last.portlayer_arguments, "--no-clone"], log, password)
     await part.start(timeout_s)
     try:
         return await asyncio.to_thread(client.remove_all, last.grpc, dismantled=last.vsphere is not None)

@@ -156,8 +156,10 @@ class VsphereDriver:
         }
 
     async def dismantle(self) -> Sequence[str]:
-        for template in await self._cloning.templates():
-            await template.remove()
+        # Looked for, since one whose making was broken off a moment ago is known to nobody.
+        contents = await inventory_load.load(self._session, self._placement.scope)
+        for found, _ in (*contents.templates, *contents.leftovers):
+            await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
         return await placement.dismantle(self._session, self._placement)
 
     # --- what machines, templates and clones need
