@@ -82,15 +82,21 @@ class VmwareMachine:
         await self.qmp.execute("blockdev-add", block)
         await self.qmp.execute("device_add", {"driver": "scsi-hd", "bus": "scsi0.0", "scsi-id": target, "drive": node})
 
+    async def listening(self) -> None:
+        """Returns when the console shows that the agent listens."""
+        while "tether: listening" not in self.console():
+            assert self.process.returncode is None, self.console()
+            await asyncio.sleep(0.1)
+
     def console(self) -> str:
         return (self.directory / "console.log").read_text(errors="replace")
 
 
 @contextlib.asynccontextmanager
 async def vmware_machine(
-    directory: Path, boot: Sequence[str], disks: Disks | None, *, machine: str = "pc"
+    directory: Path, boot: Sequence[str], disks: Disks | None, *, machine: str = "pc", silent: bool = False
 ) -> AsyncIterator[VmwareMachine]:
-    """Boots it; the process has ended when this ends."""
+    """Boots it, `silent` until the agent listens; the process has ended when this ends."""
     directory.mkdir(exist_ok=True)
     arguments = [
         *("-machine", machine, *cpu_options("tcg"), "-m", "256M", "-nodefaults", "-no-user-config", "-no-reboot"),
@@ -116,6 +122,8 @@ async def vmware_machine(
                 assert process.returncode is None, (directory / "qemu.log").read_text()
                 await asyncio.sleep(0.05)
             await vm.qmp.connect(str(directory / "qmp.sock"))
+            if silent:
+                await vm.listening()
             async with vm.agent:
                 yield vm
     finally:

@@ -20,6 +20,7 @@ from photon_machines import (
     vmware_machine,
 )
 
+from portlayer.agent.errors import AgentRpcError
 from tether.v1 import tether_pb2 as pb
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
@@ -34,9 +35,9 @@ def disks(tmp_path: Path) -> Disks:
     return make_disks(tmp_path)
 
 
-def kernel_options(image: Path) -> list[str]:
+def kernel_options(image: Path, channel: str = "serial") -> list[str]:
     """The same kernel without the CD, for comparison."""
-    words = "console=ttyS0 quiet panic=-1 random.trust_cpu=on cryptomgr.notests vch.channel=serial"
+    words = f"console=ttyS0 quiet panic=-1 random.trust_cpu=on cryptomgr.notests vch.channel={channel}"
     return ["-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initramfs"), "-append", words]
 
 
@@ -104,6 +105,7 @@ async def test_output_over_the_serial_line(guest_image: Path, disks: Disks, tmp_
 
 
 async def test_it_boots_by_efi(guest_image: Path, tmp_path: Path) -> None:
+    """OVMF takes what comes in over any serial port for keys, and a HELLO may have the one that opens its set-up."""
     code, variables = OVMF / "OVMF_CODE_4M.fd", tmp_path / "variables.fd"
     variables.write_bytes((OVMF / "OVMF_VARS_4M.fd").read_bytes())
     firmware = [
@@ -112,7 +114,7 @@ async def test_it_boots_by_efi(guest_image: Path, tmp_path: Path) -> None:
     ]
     began = time.monotonic()
     options = [*cd_options(guest_image / "guest.iso"), *firmware]
-    async with vmware_machine(tmp_path / "vm", options, None, machine="q35") as machine:
+    async with vmware_machine(tmp_path / "vm", options, None, machine="q35", silent=True) as machine:
         await booted(machine, began, "from the CD, EFI")
 
 
@@ -121,6 +123,14 @@ async def test_disks_may_be_put_in_after_the_boot(guest_image: Path, disks: Disk
     began = time.monotonic()
     async with vmware_machine(tmp_path / "vm", kernel_options(guest_image), None) as machine:
         await booted(machine, began, "without the CD")
+        with pytest.raises(AgentRpcError, match="no GuestRPC here"):  # QEMU is not the hypervisor that knows it
+            await machine.agent.freeze("freeze-1")
         await machine.attach(0, disks.image, read_only=True)
         await machine.attach(1, disks.writable, read_only=False)
         assert await run(machine, "cat", "/etc/hostname") == b"box\n"
+
+
+async def test_it_listens_on_vsock_where_that_was_asked_for(guest_image: Path, tmp_path: Path) -> None:
+    """With VMware's transport loaded, though this machine has no VMCI device that anyone could connect through."""
+    async with vmware_machine(tmp_path / "vm", kernel_options(guest_image, "vsock"), None) as machine:
+        await machine.listening()
