@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from pyVmomi import vim
@@ -84,6 +85,27 @@ async def test_port_groups_of_both_kinds(session: Session) -> None:
         await port_groups.find(session, inventory, datacenter, reachable, [("--bridge-network", "nowhere")])
     with pytest.raises(InvalidArgumentError, match="no host of the compute resource has the port group /DC0/network"):
         await port_groups.find(session, inventory, datacenter, [], wanted)
+
+
+async def test_uplinks_are_no_networks_for_vms(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    inventory = await Inventory.read(session)
+    datacenter = inventory.all(vim.Datacenter)[0].object
+    reachable = [one.object for one in inventory.all(vim.Network)]
+    read = session.read
+
+    async def tagged(objects: Any, paths: Any) -> Any:
+        """With the tag that vCenter gives them, and vcsim does not."""
+        found = await read(objects, paths)
+        for group, values in found.items():
+            if "Uplinks" in inventory.entity(group).name:
+                values["tag"] = [vim.Tag(key="SYSTEM/DVS.UPLINKTAG")]
+        return found
+
+    (uplink,) = (one for one in inventory.all(vim.Network) if "Uplinks" in one.name)
+    assert await port_groups.find(session, inventory, datacenter, reachable, [("--bridge-network", uplink.name)])
+    monkeypatch.setattr(session, "read", tagged)
+    with pytest.raises(NotFoundError, match="no port group"):
+        await port_groups.find(session, inventory, datacenter, reachable, [("--bridge-network", uplink.name)])
 
 
 @pytest.fixture

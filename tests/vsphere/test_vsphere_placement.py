@@ -203,6 +203,15 @@ async def test_a_change_that_fails_fails_for_all_of_its_batch(session: Session) 
     assert [type(outcome) for outcome in outcomes] == [NotFoundError] * 3
 
 
+async def test_without_vcenter_the_pool_tells_what_is_ours(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "is_vcenter", False)
+    placed = await establish(session, settings(), OWN)
+    assert (placed.folder, placed.owns_folder) == (placed.site.vm_folder, False)
+    assert placed.scope == placed.resource_pool
+    assert await dismantle(session, placed) == []
+    assert placed.folder in await session.read([placed.folder], ["name"])
+
+
 async def test_a_host_outside_clusters(tmp_path_factory: pytest.TempPathFactory) -> None:
     simulator = Simulator(tmp_path_factory.mktemp("vcsim"), "-standalone-host", "1")
     try:
