@@ -316,7 +316,7 @@ async def test_a_template_that_was_removed_is_gone(driver: QemuDriver, copied: P
 
 def other_guest_image(patch: pytest.MonkeyPatch) -> None:
     read = guest_images.read
-    patch.setattr(guest_images, "read", lambda path: dataclasses.replace(read(path), digest="sha256:other"))
+    patch.setattr(guest_images, "read", lambda *of: dataclasses.replace(read(*of), digest="sha256:other"))
 
 
 def other_qemu(patch: pytest.MonkeyPatch) -> None:
