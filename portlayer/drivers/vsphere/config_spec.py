@@ -127,10 +127,14 @@ def image_disk(image: str, controller: int) -> vim.vm.device.VirtualDeviceSpec:
     return _child_disk(_IMAGE, image, "", controller, IMAGE_UNIT, _DiskMode.independent_nonpersistent, None)
 
 
-def existing_disk(path: str, controller: int) -> vim.vm.device.VirtualDeviceSpec:
-    """A writable disk that another VM had, for the controller of that key."""
+def backing_at(path: str) -> Any:
+    """The backing of a writable disk of which only the path is known."""
     flat: Any = vim.vm.device.VirtualDisk.FlatVer2BackingInfo
-    backing = flat(fileName=path, diskMode=_DiskMode.independent_persistent)
+    return flat(fileName=path, diskMode=_DiskMode.independent_persistent)
+
+
+def existing_disk(backing: Any, controller: int) -> vim.vm.device.VirtualDeviceSpec:
+    """A writable disk that another VM had, for the controller of that key."""
     return _added(
         vim.vm.device.VirtualDisk(key=_WRITABLE, controllerKey=controller, unitNumber=WRITABLE_UNIT, backing=backing)
     )

@@ -83,7 +83,7 @@ class VsphereMachine:
         self._around = around
         self._spec = kept.spec
         self._booted = kept.boot
-        self._lent_disk = kept.lent_disk
+        self._lent_disk = config_spec.backing_at(kept.lent_disk) if kept.lent_disk else None
         self._vm = vm
         self._name = name
         self._vc_uuid = vc_uuid
@@ -214,33 +214,33 @@ class VsphereMachine:
         changes = self._disks(devices, self._lent_disk)
         spec = vim.vm.ConfigSpec(deviceChange=changes, extraConfig=config_spec.options(extra_config.lent_disk("")))
         await operations.reconfigure(self._session, self._vm, spec, f"giving the VM {self._name} its disks back")
-        self._lent_disk = ""
+        self._lent_disk = None
 
     # --- starting in a clone
 
     async def _move_into(self, clone: Clone) -> None:
         """The clone becomes this container's VM, and the VM before goes."""
         assert isinstance(clone, VsphereClone)
-        await self._lend_disk()
+        writable = await self._lend_disk()
         devices = await operations.devices(self._session, clone.vm, clone.name)
         record = self._written if self._written is not None else await self.read_record()
         spec = self._around.described(self._spec)
-        spec.deviceChange = self._disks(devices, self._lent_disk)
+        spec.deviceChange = self._disks(devices, writable)
         values = extra_config.fixed(self._spec, clone.token) | extra_config.boot(self._booted)
         spec.extraConfig = config_spec.options(values | extra_config.record(record) | extra_config.clone(""))
         await operations.reconfigure(self._session, clone.vm, spec, f"making {clone.name} the VM of {self._name}")
         clone.become_a_containers()
-        before, self._vm, self._vc_uuid, self._lent_disk = self._vm, clone.vm, clone.uuid, ""
+        before, self._vm, self._vc_uuid, self._lent_disk = self._vm, clone.vm, clone.uuid, None
         self._around.later(self._replace(before, self._name), f"removing the VM that {self._name} was")
 
     async def _replace(self, before: Any, name: str) -> None:
         await operations.remove(self._session, before, name)
         await self.rename_as(name)
 
-    async def _lend_disk(self) -> None:
-        """Takes the disks off the VM, and notes where the writable one is."""
+    async def _lend_disk(self) -> Any:
+        """Takes the disks off the VM, and notes there where the writable one is, whose backing this gives back."""
         if self._lent_disk:
-            return
+            return self._lent_disk
         found = await operations.properties(self._session, self._vm, self._name, _SETTINGS)
         devices = list(found.get("config.hardware.device", ()))
         if not config_spec.is_as_made(found, self._spec):
@@ -254,9 +254,10 @@ class VsphereMachine:
             removals.append(config_spec.removal(image, with_file=True))
         spec = vim.vm.ConfigSpec(deviceChange=removals, extraConfig=config_spec.options(extra_config.lent_disk(path)))
         await operations.reconfigure(self._session, self._vm, spec, f"taking the disks of the VM {self._name}")
-        self._lent_disk = path
+        self._lent_disk = writable.backing
+        return self._lent_disk
 
-    def _disks(self, devices: list[Any], writable: str) -> list[Any]:
+    def _disks(self, devices: list[Any], writable: Any) -> list[Any]:
         """The container's disks, for a VM with these devices, unless it has them."""
         controller = config_spec.scsi_controller_key(devices)
         if controller is None:
