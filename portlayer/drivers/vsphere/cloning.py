@@ -28,7 +28,7 @@ from pyVmomi import vim
 from portlayer.drivers.base import Clone, DiskNames, Parent, Shape, Template
 from portlayer.drivers.shapes import memory_of_template
 from portlayer.drivers.uninterrupted import uninterrupted
-from portlayer.drivers.vsphere import config_spec, extra_config, operations
+from portlayer.drivers.vsphere import config_spec, extra_config, once, operations
 from portlayer.drivers.vsphere.extra_config import Boot, TemplateFacts
 from portlayer.drivers.vsphere.inventory_load import Found
 from portlayer.drivers.vsphere.serial import Concentrator
@@ -255,12 +255,22 @@ class VsphereCloning:
         """On any failure nothing is left of it."""
         session, began = self.around.session, time.monotonic_ns()
         name = f"{CLONE_NAME}{secrets.token_hex(6)}"
+        location = self.around.clone_location()
         spec = vim.vm.InstantCloneSpec(
             name=name,
-            location=self.around.clone_location(),
+            location=location,
             config=config_spec.options(extra_config.clone(template.id)),
         )
-        vm = await session.run(parent.vm.InstantClone_Task, spec, what=f"cloning {parent.name}")
+        what = f"cloning {parent.name}"
+
+        async def clone_it() -> Any:
+            return await session.run(parent.vm.InstantClone_Task, spec, what=what)
+
+        async def find() -> Any:
+            find = session.content.searchIndex.FindChild
+            return await session.call(find, location.folder, name, what="looking for a clone by its name")
+
+        vm = await once.made(session, clone_it, find, entity=parent.vm, name=name, what=what)
         try:
             uuid = (await session.read([vm], [_UUID]))[vm][_UUID]
             self.around.lines.admit(uuid, parent.token)

@@ -23,6 +23,7 @@ from portlayer.drivers.vsphere import (
     extension,
     extra_config,
     inventory_load,
+    once,
     operations,
     placement,
     virtual_machines,
@@ -31,7 +32,7 @@ from portlayer.drivers.vsphere.cloning import CLONE_NAME, VsphereCloning, is_sup
 from portlayer.drivers.vsphere.config_spec import Hardware
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.extra_config import Boot, Kept
-from portlayer.drivers.vsphere.faults import TaskLostError, caused_by, words
+from portlayer.drivers.vsphere.faults import caused_by, words
 from portlayer.drivers.vsphere.files import Files, Place
 from portlayer.drivers.vsphere.inventory_load import Found
 from portlayer.drivers.vsphere.machine import VsphereMachine, first_uuid
@@ -41,7 +42,6 @@ from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
 from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError, PortLayerError
 
-_CREATE_ATTEMPTS = 3
 _KINDS = {"poweredOn": Change.POWERED_ON, "poweredOff": Change.POWERED_OFF, "suspended": Change.SUSPENDED}
 _log = logging.getLogger(__name__)
 
@@ -229,21 +229,16 @@ class VsphereDriver:
 
     async def make(self, config: vim.vm.ConfigSpec, what: str) -> Any:
         """A new VM of that name and instanceUuid, made once however often it takes."""
-        place = self._placement
-        for _ in range(_CREATE_ATTEMPTS):
-            try:
-                vm = await self._session.run(
-                    place.folder.CreateVM_Task, config, place.resource_pool, place.host, what=what
-                )
-                break
-            except (AlreadyExistsError, TaskLostError) as error:
-                # Either an attempt of ours did it and its answer was lost, or somebody has a VM of that name.
-                if (vm := await self._made_before(config.instanceUuid)) is not None:
-                    break
-                if isinstance(error, AlreadyExistsError):
-                    raise
-        else:
-            raise DriverError(f"{what}: vSphere forgets what it was asked")
+        place, session = self._placement, self._session
+
+        async def create() -> Any:
+            return await session.run(place.folder.CreateVM_Task, config, place.resource_pool, place.host, what=what)
+
+        async def find() -> Any:
+            find, where = session.content.searchIndex.FindByUuid, place.datacenter
+            return await session.call(find, where, config.instanceUuid, True, True, what="looking for a VM by its uuid")
+
+        vm = await once.made(session, create, find, entity=place.folder, name=str(config.name), what=what)
         if place.affinity is not None:
             self.later(place.affinity.join(vm), f"putting {config.name} into the group {place.affinity.name}")
         return vm
@@ -297,16 +292,6 @@ class VsphereDriver:
         except NotFoundError:
             self._datastore.look_again()
             raise
-
-    async def _made_before(self, vc_uuid: str | None) -> Any:
-        """The VM of that instanceUuid once no creation is under way any more; None when there is none."""
-        folder = self._placement.folder
-        recent = (await self._session.read([folder], ["recentTask"])).get(folder, {}).get("recentTask", ())
-        for task in recent:
-            await operations.quietly(self._session.updates.outcome(task, "an earlier creation", None), "waiting for it")
-        index = self._session.content.searchIndex
-        what = "looking for a VM by its instanceUuid"
-        return await self._session.call(index.FindByUuid, self._placement.datacenter, vc_uuid, True, True, what=what)
 
     async def _destroy(self, machine_id: str) -> None:
         machine = self._machines.get(machine_id)
