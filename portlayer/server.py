@@ -21,10 +21,11 @@ from portlayer.events import EventHub
 from portlayer.execution import Manager
 from portlayer.instantclone import InstantClones
 from portlayer.metrics import Metrics
-from portlayer.services import network
+from portlayer.networks import Networks
 from portlayer.services.events import EventsServicer
 from portlayer.services.execution import ExecutionServicer
 from portlayer.services.interaction import InteractionServicer
+from portlayer.services.network import NetworkServicer
 from portlayer.services.registration import register
 from portlayer.services.storage import StorageServicer
 from portlayer.services.system import SystemServicer
@@ -58,12 +59,13 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
             store = ImageStore(settings.state_dir / "images", tmp, datastore)
             clones = _clones(settings, driver, events)
             metrics = Metrics()
+            networks = Networks(who.id, driver.name, driver.networks)
             manager = Manager(
                 driver,
                 store,
                 events,
                 clones,
-                check_network=network.check,
+                networks=networks,
                 default_memory_bytes=settings.default_memory_bytes,
                 default_cpus=settings.default_cpus,
                 available_cpus=(await driver.capacity()).cpus,
@@ -80,7 +82,7 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
                 ExecutionServicer(manager),
                 InteractionServicer(manager),
                 StorageServicer(store, manager.using_image, events.emit),
-                network.NetworkServicer(who.id, who.created_unix_ns),
+                NetworkServicer(networks, who.created_unix_ns),
                 EventsServicer(events),
                 SystemServicer(who, settings, driver, manager, clones, metrics, lambda: len(store.list())),
             )

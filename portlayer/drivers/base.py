@@ -71,7 +71,8 @@ class MachineSpec:
     """Shape of a machine; fixed when it is created.
 
     `image_disk` is a name in the datastore; the disk is attached read-only. The writable disk (ext4, empty,
-    `writable_disk_bytes` large) is made with the machine. `name` and `image_name` are for people.
+    `writable_disk_bytes` large) is made with the machine. It has one network card for each of `networks`, in that
+    order; they are names of the driver's. `name` and `image_name` are for people.
     """
 
     id: str
@@ -81,6 +82,7 @@ class MachineSpec:
     image_disk: str
     writable_disk_bytes: int
     image_name: str = ""
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,13 @@ class MachineDriver(Protocol):
     @property
     def disk_names(self) -> DiskNames:
         """The same for all its machines."""
+
+    @property
+    def networks(self) -> Mapping[str, str]:
+        """Networks that a machine's cards can be on: their names, and what they are on the hypervisor, for people.
+
+        "bridge" is the one that machines are on unless they are to be on others; there need not be one.
+        """
 
     @property
     def cloning(self) -> Cloning | None:

@@ -7,7 +7,6 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.message import DecodeError
@@ -23,6 +22,7 @@ from portlayer.execution.process_spec import ImageConfig
 from portlayer.execution.sizes import Size, check_cpus, size_of
 from portlayer.execution.tasks import Tasks
 from portlayer.metrics import Metrics
+from portlayer.networks import Networks, cards
 from portlayer.v1 import execution_pb2, record_pb2, types_pb2
 
 if TYPE_CHECKING:  # which needs this package
@@ -60,7 +60,7 @@ class Manager:
         events: EventHub,
         clones: InstantClones,
         *,
-        check_network: Callable[[str], None],
+        networks: Networks,
         default_memory_bytes: int,
         default_cpus: int,
         default_disk_bytes: int,
@@ -69,7 +69,7 @@ class Manager:
     ) -> None:
         self._driver = driver
         self._images = images
-        self._check_network = check_network
+        self._networks = networks
         self._default_memory_bytes = default_memory_bytes
         self._default_cpus = default_cpus
         self._default_disk_bytes = default_disk_bytes
@@ -201,10 +201,10 @@ class Manager:
             raise
 
     async def _make(self, container_id: str, name: str, request_id: str, spec: types_pb2.ContainerSpec) -> Container:
-        for network in spec.networks:
-            self._check_network(network)
+        networks = self._networks.choose(spec.networks)
         image = self._images.get(spec.image)
         whole = process_spec.complete(spec, image.config, container_id)
+        whole.networks[:] = [network.name for network in networks]
         check_cpus(whole.resources, self._available_cpus)
         size = self._size(whole)
         self._images_in_use[image.id] += 1
@@ -214,6 +214,9 @@ class Manager:
             container = record.container
             container.id, container.name, container.image_id = container_id, name, image.id
             container.spec.CopyFrom(whole)
+            container.endpoints.extend(
+                types_pb2.NetworkEndpoint(network=one.name, network_id=one.id) for one in networks
+            )
             container.state.status = states.CREATED
             container.state.created_unix_ns = time.time_ns()
             machine = await self._driver.create(
@@ -225,6 +228,7 @@ class Manager:
                     image_disk=disk,
                     writable_disk_bytes=size.disk_bytes,
                     image_name=whole.image,
+                    networks=cards(networks),
                 ),
                 record.SerializeToString(),
             )

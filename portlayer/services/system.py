@@ -77,7 +77,7 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
                 state_dir=str(self._settings.state_dir),
                 default_memory_bytes=self._settings.default_memory_bytes,
                 default_cpus=self._settings.default_cpus,
-                warnings=_warnings(status),
+                warnings=_warnings(self._driver, status),
                 started_unix_ns=self._started_ns,
             )
 
@@ -120,8 +120,11 @@ def _operating_system() -> str:
     return "Linux"
 
 
-def _warnings(status: dict[str, str]) -> list[str]:
-    warnings = ["WARNING: containers have no network yet, loopback only"]
+def _warnings(driver: MachineDriver, status: dict[str, str]) -> list[str]:
+    if driver.networks:
+        warnings = ["WARNING: containers have network cards, but nothing gives these addresses yet"]
+    else:
+        warnings = ["WARNING: containers have no network yet, loopback only"]
     if status.get("Accelerator") == "tcg":
         warnings.append(f"WARNING: software emulation, slow: {status.get('Accelerator reason', 'no KVM')}")
     return warnings

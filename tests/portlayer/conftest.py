@@ -16,7 +16,7 @@ from portlayer.events import EventHub
 from portlayer.execution import Container, Manager
 from portlayer.instantclone import InstantClones
 from portlayer.metrics import Metrics
-from portlayer.services import network
+from portlayer.networks import Networks
 from portlayer.storage.image_config import HealthCheck
 from portlayer.v1 import types_pb2
 
@@ -69,7 +69,7 @@ class Host:
             FakeImages(),
             self.events,
             self.clones,
-            check_network=network.check,
+            networks=Networks("vch", self.driver.name, self.driver.networks),
             default_memory_bytes=1 << 30,
             default_cpus=1,
             default_disk_bytes=1 << 30,

@@ -152,6 +152,7 @@ class FakeDriver:
         self.machines: dict[str, FakeMachine] = {}
         self.fail_next: dict[str, Exception] = {}
         self.cloning: Cloning | None = None
+        self.networks: dict[str, str] = {}
         self.tell: Callable[[MachineChange], None] = lambda change: None
 
     async def open(self) -> None:

@@ -56,6 +56,11 @@ class QemuDriver:
         return command.DISK_NAMES
 
     @property
+    def networks(self) -> Mapping[str, str]:
+        """None yet."""
+        return {}
+
+    @property
     def cloning(self) -> Cloning | None:
         return self._cloning if self._channel.channel == vsock.VIRTIO else None
 

@@ -117,6 +117,7 @@ class Inventory:
 def _read_spec(directory: Path) -> MachineSpec:
     data = json.loads((directory / _SPEC).read_bytes())
     known = {field.name for field in dataclasses.fields(MachineSpec)}
+    data["networks"] = tuple(data.get("networks", ()))  # JSON has lists
     spec = MachineSpec(**{key: value for key, value in data.items() if key in known})
     if spec.id != directory.name:
         raise ValueError(f"it says it is {spec.id}")
