@@ -235,7 +235,7 @@ def window(request: Request) -> tuple[int, int]:
 
 async def remove(request: Request, backend: Backend) -> Response:
     if request.query.flag("link"):
-        raise DockerError(400, "links are not served: a container's network is its loopback so far")
+        raise DockerError(400, "links are not served: they are of no use without addresses")
     await backend.execution.RemoveContainer(
         pb.RemoveContainerRequest(container=request.params["name"], force=request.query.flag("force"))
     )

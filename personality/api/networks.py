@@ -1,4 +1,7 @@
-"""Networks: those that the port layer has. There is nothing yet that makes, joins or leaves one."""
+"""Networks: those that the port layer has. Containers join them when they are created.
+
+There is nothing yet that makes a network, or joins or leaves one later.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,18 @@ from personality.errors import DockerError, NotServed
 from personality.http.messages import Reply, Request, Response
 from personality.http.router import Route
 from personality.times import rfc3339
-from portlayer.v1 import network_pb2
+from personality.translate.describe import is_running
+from personality.translate.networks import is_on
+from portlayer.v1 import execution_pb2, network_pb2, types_pb2
 
 _LIST_FILTERS = frozenset({"dangling", "driver", "id", "label", "name", "scope", "type"})
 _PRUNE_FILTERS = frozenset({"label", "label!", "until"})
 
-_NOT_YET = "networks cannot be changed yet: containers have loopback alone (network none)"
+# Docker's own; clients tell users' networks by them.
+_BUILT_IN = frozenset({"bridge", "host", "none"})
+_NOT_YET = (
+    "networks cannot be changed yet: there are those that the host was given, and containers join them by --network"
+)
 
 
 async def list_networks(request: Request, backend: Backend) -> Reply:
@@ -31,18 +40,26 @@ def _match(filters: Mapping[str, list[str]], network: network_pb2.Network) -> bo
         and match_prefix(filters.get("id"), network.id)
         and match_exactly(filters.get("driver"), network.driver)
         and match_exactly(filters.get("scope"), "local")
-        and match_exactly(filters.get("type"), "builtin")
+        and match_exactly(filters.get("type"), "builtin" if network.name in _BUILT_IN else "custom")
         and not filters.get("label")
     )
 
 
 async def inspect_network(request: Request, backend: Backend) -> Reply:
-    return Reply(body=network_body(await _network(request, backend)))
+    network = await _network(request, backend)
+    containers = await backend.execution.ListContainers(execution_pb2.ListContainersRequest())
+    members = {one.id: _member(one) for one in containers.containers if is_running(one) and is_on(one, network.id)}
+    return Reply(body=network_body(network) | {"Containers": members})
 
 
 async def _network(request: Request, backend: Backend) -> network_pb2.Network:
     response = await backend.network.GetNetwork(network_pb2.GetNetworkRequest(network=request.params["id"]))
     return response.network
+
+
+def _member(container: types_pb2.Container) -> dict[str, str]:
+    """EndpointResource of the API; there are no addresses yet."""
+    return {"Name": container.name, "EndpointID": "", "MacAddress": "", "IPv4Address": "", "IPv6Address": ""}
 
 
 def network_body(network: network_pb2.Network) -> dict[str, object]:
@@ -62,7 +79,8 @@ def network_body(network: network_pb2.Network) -> dict[str, object]:
         "ConfigFrom": {"Network": ""},
         "ConfigOnly": False,
         "Containers": {},
-        "Options": {},
+        # For people: the API has no better place.
+        "Options": {"description": network.description} if network.description else {},
         "Labels": {},
     }
 

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from personality.errors import DockerError, NotServed
-from personality.translate.bodies import ContainerBody, HostConfig, Mount, NetworkingConfig, TmpfsOptions
+from personality.translate.bodies import ContainerBody, HostConfig, Mount, TmpfsOptions
 from personality.translate.log_options import log_config
+from personality.translate.networks import wanted_networks
 from personality.translate.policies import health_check, restart_policy
 from personality.translate.signals import parse_signal
 from personality.translate.sizes import parse_size
@@ -18,14 +19,12 @@ FRONTEND = "docker"
 _MAX_FRONTEND_BYTES = 60 << 10
 _MAX_TIMEOUT_S = (1 << 31) - 1
 _MAX_UINT64 = (1 << 64) - 1
-_LOOPBACK_MODES = frozenset({"", "default", "bridge", "none"})
 # Docker's word for how a container is run: here, how its VM comes to run. The default clones where it can.
 DEFAULT_RUNTIME = "vm"
 COLD_BOOT_RUNTIME = "vm-cold-boot"
 # Clients that name runc mean "as usual".
 _RUNTIMES = frozenset({"", DEFAULT_RUNTIME, COLD_BOOT_RUNTIME, "runc", "io.containerd.runc.v2"})
-_NO_PORTS = "publishing ports is not served yet: a container's network is its loopback so far"
-_NO_ADDRESSES = "choosing addresses is not served yet: a container's network is its loopback so far"
+_NO_PORTS = "publishing ports is not served yet: nothing gives a container's network cards addresses so far"
 _NO_VOLUMES = "volumes and bind mounts are not served yet: put the data into an image, or send it by docker exec"
 
 # What shares a kernel among containers, and Windows' own.
@@ -58,6 +57,7 @@ def container_spec(body: ContainerBody) -> tuple[types_pb2.ContainerSpec, list[s
         stop_signal=parse_signal(body.stop_signal) if body.stop_signal else 0,
         init_process=bool(host.init),
         privileged=bool(host.privileged),
+        networks=wanted_networks(body, host),
         extra_hosts=[_host_line(entry) for entry in host.extra_hosts or ()],
         dns_servers=host.dns or (),
         dns_search=host.dns_search or (),
@@ -147,7 +147,7 @@ def _host_line(entry: str) -> str:
     if not separator or not name or not address:
         raise DockerError(400, f'bad format for add-host: "{entry}"')
     if address == "host-gateway":
-        raise NotServed("host-gateway has no meaning yet: a container's network is its loopback so far")
+        raise NotServed("host-gateway has no meaning yet: nothing gives a container's network cards addresses so far")
     return f"{address.strip('[]')} {name}"
 
 
@@ -164,23 +164,13 @@ def _no_new_privileges(host: HostConfig) -> bool:
 
 def _refuse(body: ContainerBody, host: HostConfig) -> None:
     """What this host cannot give is said, never passed over."""
-    mode = host.network_mode or ""
-    if mode not in _LOOPBACK_MODES:
-        raise DockerError(400, f"network {mode} cannot be joined: a container's network is its loopback so far")
     if host.publish_all_ports or any((host.port_bindings or {}).values()):
         raise NotServed(_NO_PORTS)
     volumes = [mount for mount in host.mounts or () if mount.type != "tmpfs"]
     if host.binds or host.volumes_from or body.volumes or volumes:
         raise NotServed(_NO_VOLUMES)
-    for name, endpoint in ((body.networking_config or NetworkingConfig()).endpoints_config or {}).items():
-        if name not in _LOOPBACK_MODES:
-            raise DockerError(400, f"network {name} cannot be joined: a container's network is its loopback so far")
-        if endpoint and (endpoint.mac_address or any((endpoint.ipam_config or {}).values())):
-            raise NotServed(_NO_ADDRESSES)
-    if body.mac_address:
-        raise NotServed(_NO_ADDRESSES)
     if host.links:
-        raise NotServed("links are not served: a container's network is its loopback so far")
+        raise NotServed("links are not served: they are of no use without addresses")
     if host.devices or host.device_requests:
         raise NotServed("devices of the host cannot be given to a container: it is a VM of its own")
     namespaces = {"PID": host.pid_mode, "IPC": host.ipc_mode, "UTS": host.uts_mode, "cgroup": host.cgroupns_mode}

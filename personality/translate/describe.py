@@ -9,6 +9,7 @@ from typing import Any
 from personality.times import rfc3339
 from personality.translate.create import COLD_BOOT_RUNTIME, DEFAULT_RUNTIME, FRONTEND
 from personality.translate.durations import human
+from personality.translate.networks import endpoints, network_mode
 from personality.translate.policies import described_check, described_health, described_policy, health_word
 from personality.translate.signals import signal_name
 from portlayer.v1 import types_pb2
@@ -147,9 +148,12 @@ def summary(container: types_pb2.Container) -> dict[str, Any]:
         "Labels": dict(container.spec.labels),
         "State": status_word(container),
         "Status": status_text(container),
-        "HostConfig": {"NetworkMode": _network_mode(given(container))},
+        "HostConfig": {"NetworkMode": network_mode(container, given(container))},
         "NetworkSettings": {
-            "Networks": {"none": {key: value for key, value in _endpoint().items() if value is not None}}
+            "Networks": {
+                name: {key: value for key, value in endpoint.items() if value is not None}
+                for name, endpoint in endpoints(container).items()
+            }
         },
         "Mounts": [],
     }
@@ -207,7 +211,7 @@ def inspect(container: types_pb2.Container) -> dict[str, Any]:
             "IPPrefixLen": 0,
             "IPv6Gateway": "",
             "MacAddress": "",
-            "Networks": {"none": _endpoint()},
+            "Networks": endpoints(container),
         },
     }
 
@@ -278,7 +282,7 @@ def _config(container: types_pb2.Container, said: dict[str, Any]) -> dict[str, A
 def _host_config(container: types_pb2.Container, said: dict[str, Any]) -> dict[str, Any]:
     host = said.get("HostConfig")
     merged = {**_HOST_CONFIG, **{key: value for key, value in (host or {}).items() if value is not None}}
-    merged["NetworkMode"] = _network_mode(said)
+    merged["NetworkMode"] = network_mode(container, said)
     merged["AutoRemove"] = container.spec.auto_remove
     merged["Memory"] = container.spec.resources.memory_bytes
     merged["Runtime"] = merged["Runtime"] or (COLD_BOOT_RUNTIME if container.spec.cold_boot else DEFAULT_RUNTIME)
@@ -296,28 +300,3 @@ def _host_config(container: types_pb2.Container, said: dict[str, Any]) -> dict[s
     if (merged["PidsLimit"] or 0) <= 0:
         merged["PidsLimit"] = None
     return merged
-
-
-def _network_mode(said: dict[str, Any]) -> str:
-    """Whatever was asked for, it is loopback; the mode is given back as the client named it."""
-    return str((said.get("HostConfig") or {}).get("NetworkMode") or "none")
-
-
-def _endpoint() -> dict[str, Any]:
-    return {
-        "IPAMConfig": None,
-        "Links": None,
-        "Aliases": None,
-        "DriverOpts": None,
-        "DNSNames": None,
-        "MacAddress": "",
-        "GwPriority": 0,
-        "NetworkID": "",
-        "EndpointID": "",
-        "Gateway": "",
-        "IPAddress": "",
-        "IPPrefixLen": 0,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-    }

@@ -8,6 +8,7 @@ from personality.api.filters import match_labels, truth
 from personality.api.patterns import Pattern, expression
 from personality.errors import DockerError
 from personality.translate.describe import is_running, status_word
+from personality.translate.networks import is_on
 from personality.translate.policies import HEALTH_STATES, health_word
 from portlayer.v1 import types_pb2
 
@@ -64,7 +65,7 @@ def _matches(one: types_pb2.Container, filters: dict[str, list[str]], names: lis
         and _any(filters.get("status"), lambda value: value == status_word(one))
         and (not exits or (status_word(one) == "exited" and one.state.exit_code in exits))
         and match_labels(filters.get("label", ()), one.spec.labels)
-        and _any(filters.get("network"), lambda value: value in ("none", "bridge", "default"))
+        and _any(filters.get("network"), lambda value: is_on(one, value))
         and _any(filters.get("health"), lambda value: value == health_word(one.state))
         # No container has volumes or ports yet.
         and not any(filters.get(name) for name in ("volume", "publish", "expose"))

@@ -136,6 +136,14 @@ class _Failure:
     launch_failed: execution_pb2.LaunchFailed | None = None
 
 
+def make_network(name: str, driver: str, description: str = "") -> network_pb2.Network:
+    network_id = hashlib.sha256(f"network {name}".encode()).hexdigest()
+    created = 1_700_000_000 * 10**9
+    return network_pb2.Network(
+        id=network_id, name=name, driver=driver, created_unix_ns=created, description=description
+    )
+
+
 @dataclass
 class FakePortLayer:
     """The state behind all services, for tests to arrange and look at."""
@@ -157,6 +165,7 @@ class FakePortLayer:
     sizes: list[tuple[str, int, int]] = field(default_factory=list)
     templates: list[system_pb2.Template] = field(default_factory=list)
     metrics: str = ""
+    networks: list[network_pb2.Network] = field(default_factory=lambda: [make_network("none", "null")])
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     counter: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -288,6 +297,13 @@ class FakePortLayer:
         assert container is not None
         return container
 
+    async def network(self, key: str, context: Any) -> network_pb2.Network:
+        for network in self.networks:
+            if key in {network.name, network.id}:
+                return network
+        await context.abort(grpc.StatusCode.NOT_FOUND, f"network {key} not found")
+        raise AssertionError
+
     async def running(self, key: str, context: Any) -> types_pb2.Container:
         container = await self.container(key, context)
         if container.state.status not in _RUNNING:
@@ -349,6 +365,11 @@ class _Execution(execution_pb2_grpc.ExecutionServiceServicer):
                 grpc.StatusCode.ALREADY_EXISTS,
                 f'Conflict. The container name "/{request.name}" is already in use.',
             )
+        names = list(request.spec.networks) or [network.name for network in fake.networks if network.name == "bridge"]
+        endpoints = [
+            types_pb2.NetworkEndpoint(network=network.name, network_id=network.id)
+            for network in [await fake.network(name, context) for name in names or ["none"]]
+        ]
         number = next(fake.counter)
         container = types_pb2.Container(
             id=hashlib.sha256(f"container {number}".encode()).hexdigest(),
@@ -356,6 +377,7 @@ class _Execution(execution_pb2_grpc.ExecutionServiceServicer):
             image_id=image.id,
             spec=request.spec,
             machine="fake:machine",
+            endpoints=endpoints,
         )
         _fill(container.spec, image)
         container.state.status = types_pb2.CONTAINER_STATUS_CREATED
@@ -749,17 +771,14 @@ class _Storage(storage_pb2_grpc.StorageServiceServicer):
 class _Network(network_pb2_grpc.NetworkServiceServicer):
     def __init__(self, fake: FakePortLayer) -> None:
         self._fake = fake
-        self._none = network_pb2.Network(id="f" * 64, name="none", driver="null", created_unix_ns=1_700_000_000 * 10**9)
 
     async def ListNetworks(self, request: Any, context: Any) -> Any:
         await self._fake.enter("ListNetworks", request, context)
-        return network_pb2.ListNetworksResponse(networks=[self._none])
+        return network_pb2.ListNetworksResponse(networks=self._fake.networks)
 
     async def GetNetwork(self, request: Any, context: Any) -> Any:
         await self._fake.enter("GetNetwork", request, context)
-        if request.network not in {"none", self._none.id}:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"network {request.network} not found")
-        return network_pb2.GetNetworkResponse(network=self._none)
+        return network_pb2.GetNetworkResponse(network=await self._fake.network(request.network, context))
 
 
 class _Events(events_pb2_grpc.EventsServiceServicer):

@@ -227,7 +227,9 @@ async def test_the_runtime_says_how_the_vm_comes_to_run(
         ({"StopSignal": "SIGNAL"}, 400, "invalid signal: SIGNAL"),
         ({"Volumes": {"/data": {}}}, 501, "volumes and bind mounts are not served"),
         ({"MacAddress": "02:42:00:00:00:01"}, 501, "choosing addresses is not served"),
-        ({"NetworkingConfig": {"EndpointsConfig": {"blue": {}}}}, 400, "network blue cannot be joined"),
+        ({"NetworkingConfig": {"EndpointsConfig": {"blue": {}}}}, 404, "network blue not found"),
+        ({"HostConfig": {"NetworkMode": "blue"}}, 404, "network blue not found"),
+        ({"NetworkingConfig": {"EndpointsConfig": {"host": {}}}}, 400, "network host cannot be joined"),
         (
             {"NetworkingConfig": {"EndpointsConfig": {"bridge": {"MacAddress": "02:42:00:00:00:01"}}}},
             501,
