@@ -5,7 +5,7 @@
     IDE      0:0     CD-ROM with the guest image
     serial   0       console, into console.log beside the VM
              1       the agent's channel, through the concentrator
-    VMXNET3          on the bridge network, unless the container has loopback only
+    VMXNET3          one for each network of the container's
 
 Both disks are children (delta disks). Removing a VM removes the disks that are attached to it, whoever does it: an
 administrator who deletes a container's VM must not delete the image of all others. The writable disk has a path of its
@@ -14,7 +14,7 @@ own choice, since it moves with the container from VM to VM when that starts in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from pyVmomi import vim
 from portlayer.drivers import ext4
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere.extra_config import Boot
+from portlayer.errors import ExhaustedError
 
 # What an administrator may set of a VM's share of its host.
 ALLOCATIONS = ("config.cpuAllocation", "config.memoryAllocation")
@@ -33,8 +34,10 @@ SERVICE = "vch://"
 _MIB = 1 << 20
 _KIB = 1 << 10
 _MAX_NAME = 80
+_MAX_CARDS = 10
 _OWN_DISKS = 2
-# Keys of devices that are being added are negative, and stand for one another within one request.
+# Keys of devices that are being added are negative, and stand for one another within one request. Network cards have
+# those from _NIC downwards.
 _SCSI, _IMAGE, _WRITABLE, _CDROM, _CONSOLE, _CHANNEL, _NIC = -1, -2, -3, -4, -5, -6, -7
 # Every VM has these controllers without being asked.
 _FIRST_IDE, _SIO = 200, 400
@@ -55,13 +58,13 @@ _OPTIONS = {
 class Hardware:
     """What VMs of all kinds have. `datastore` is where the VM itself goes, by name.
 
-    `network` is what a network card on the bridge network is backed by; None for no card.
+    `networks` is what its network cards are backed by, one each.
     """
 
     datastore: str
     boot: Boot
     token: str
-    network: Any
+    networks: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def describe(
 def parent(
     memory_bytes: int, cpus: int, name: str, hardware: Hardware, uuid: str, values: Mapping[str, str], annotation: str
 ) -> vim.vm.ConfigSpec:
-    """A VM to be cloned from: as a container's, without disks."""
+    """A VM to be cloned from: as a container's, without disks. Its clones get theirs, and network cards, afterwards."""
     config: vim.vm.ConfigSpec = vim.vm.ConfigSpec(annotation=annotation)
     _describe(config, memory_bytes, cpus, name, hardware, uuid, values)
     return config
@@ -160,11 +163,21 @@ def removal(device: Any, *, with_file: bool) -> vim.vm.device.VirtualDeviceSpec:
     )
 
 
-def nics(hardware: Hardware) -> list[vim.vm.device.VirtualDeviceSpec]:
-    if hardware.network is None:
-        return []
-    card = vim.vm.device.VirtualVmxnet3(key=_NIC, backing=hardware.network, connectable=_connected())
-    return [_added(card)]
+def nics(backings: Sequence[Any]) -> list[vim.vm.device.VirtualDeviceSpec]:
+    """New network cards. ExhaustedError when no VM has room for so many."""
+    if len(backings) > _MAX_CARDS:
+        raise ExhaustedError(
+            f"a VM has room for {_MAX_CARDS} network cards, not for {len(backings)}: leave networks out"
+        )
+    card: Any = vim.vm.device.VirtualVmxnet3
+    keys = range(_NIC, _NIC - len(backings), -1)
+    pairs = zip(keys, backings, strict=True)
+    return [_added(card(key=key, backing=backing, connectable=_connected())) for key, backing in pairs]
+
+
+def cards(devices: list[Any]) -> list[Any]:
+    """A VM's network cards, in their order."""
+    return [device for device in devices if isinstance(device, vim.vm.device.VirtualEthernetCard)]
 
 
 def reboot_edits(devices: list[Any], boot: Boot) -> list[vim.vm.device.VirtualDeviceSpec]:
@@ -182,12 +195,34 @@ def reboot_edits(devices: list[Any], boot: Boot) -> list[vim.vm.device.VirtualDe
     return edits
 
 
-def is_as_made(found: Mapping[str, Any], spec: MachineSpec) -> bool:
-    """Whether a VM, of which `found` has hardware and ALLOCATIONS, is still what `creation` asked for."""
+def is_as_made(found: Mapping[str, Any], spec: MachineSpec, networks: Sequence[Any]) -> bool:
+    """Whether a VM, of which `found` has hardware and ALLOCATIONS, is still what `describe` asked for.
+
+    `networks`: what its network cards were backed by.
+    """
     size = (found.get("config.hardware.memoryMB"), found.get("config.hardware.numCPU"))
     wanted = (-(-spec.memory_bytes // _MIB), spec.cpus)
     disks = [one for one in found["config.hardware.device"] if isinstance(one, vim.vm.device.VirtualDisk)]
-    return size == wanted and len(disks) <= _OWN_DISKS and all(_is_default(found.get(path)) for path in ALLOCATIONS)
+    plugged = [card.backing for card in cards(found["config.hardware.device"])]
+    on_networks = len(plugged) == len(networks) and all(map(_is_same_network, plugged, networks))
+    shares = all(_is_default(found.get(path)) for path in ALLOCATIONS)
+    return size == wanted and len(disks) <= _OWN_DISKS and on_networks and shares
+
+
+def _is_same_network(backing: Any, wanted: Any) -> bool:
+    """Of backings of network cards. What vSphere fills in does not count: a switch's port, a port group's new name."""
+    if type(backing) is not type(wanted):
+        return False
+    if isinstance(wanted, vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo):
+        return (backing.port.switchUuid, backing.port.portgroupKey) == (
+            wanted.port.switchUuid,
+            wanted.port.portgroupKey,
+        )
+    if isinstance(wanted, vim.vm.device.VirtualEthernetCard.OpaqueNetworkBackingInfo):
+        return bool(backing.opaqueNetworkId == wanted.opaqueNetworkId)
+    if backing.network is not None and wanted.network is not None:
+        return bool(backing.network == wanted.network)
+    return bool(backing.deviceName == wanted.deviceName)
 
 
 def _is_default(allocation: Any) -> bool:
@@ -231,7 +266,7 @@ def _describe(
     config.files = vim.vm.FileInfo(vmPathName=f"[{hardware.datastore}]")
     config.bootOptions = vim.vm.BootOptions(bootDelay=0, bootOrder=[vim.vm.BootOptions.BootableCdromDevice()])
     config.extraConfig = options({**_OPTIONS, **values})
-    config.deviceChange = [_scsi_controller(), *_boot_devices(hardware, name), *nics(hardware)]
+    config.deviceChange = [_scsi_controller(), *_boot_devices(hardware, name), *nics(hardware.networks)]
 
 
 def _scsi_controller() -> vim.vm.device.VirtualDeviceSpec:

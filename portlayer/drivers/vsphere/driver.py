@@ -93,6 +93,10 @@ class VsphereDriver:
         return DiskNames(f"scsi:{config_spec.IMAGE_UNIT}", f"scsi:{config_spec.WRITABLE_UNIT}")
 
     @property
+    def networks(self) -> Mapping[str, str]:
+        return {name: f"port group {group.path}" for name, group in self._placement.networks.items()}
+
+    @property
     def cloning(self) -> Cloning | None:
         return self._cloning if is_supported(self._session) else None
 
@@ -147,6 +151,7 @@ class VsphereDriver:
             "Image datastore": site.image_datastore.name,
             "VM folder": self._placement.name,
             "Bridge network": site.bridge.name if site.bridge else "none",
+            "Container networks": ", ".join(sorted(site.container_networks)) or "none",
             "DRS": "on" if site.drs_enabled else "off",
             "Instant clone": "on" if self.cloning else "off, vCenter 7.0 or later is needed",
             "Agent channel": "serial",
@@ -219,10 +224,18 @@ class VsphereDriver:
         )
         return about
 
-    def hardware(self, boot: Boot, token: str) -> Hardware:
+    def hardware(self, boot: Boot, token: str, networks: Sequence[str] = ()) -> Hardware:
         """Of a VM without disks."""
-        site = self._placement.site
-        return Hardware(site.datastore.name, boot, token, site.bridge.backing if site.bridge else None)
+        return Hardware(self._placement.site.datastore.name, boot, token, self.card_backings(networks))
+
+    def card_backings(self, networks: Sequence[str]) -> tuple[Any, ...]:
+        known = self._placement.networks
+        if missing := [name for name in networks if name not in known]:
+            raise NotFoundError(
+                f"this host has no network {', '.join(missing)} any more: give it again by --bridge-network or"
+                " --container-network"
+            )
+        return tuple(known[name].backing for name in networks)
 
     def clone_location(self) -> vim.vm.RelocateSpec:
         return vim.vm.RelocateSpec(folder=self._placement.folder, pool=self._placement.resource_pool)
@@ -274,7 +287,9 @@ class VsphereDriver:
         )
         values = extra_config.fixed(spec, kept.token) | extra_config.boot(kept.boot) | extra_config.record(record)
         config = self.described(spec)
-        config_spec.describe(config, spec, name, self.hardware(kept.boot, kept.token), disks, vc_uuid, values)
+        config_spec.describe(
+            config, spec, name, self.hardware(kept.boot, kept.token, spec.networks), disks, vc_uuid, values
+        )
         # Known before the VM is: it dials in as soon as it runs.
         self._lines.admit(vc_uuid, kept.token)
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +60,9 @@ class Surroundings(Protocol):
 
     def image_path(self, name: str) -> str:
         """Where an image disk is, "[datastore] path"."""
+
+    def card_backings(self, networks: Sequence[str]) -> tuple[Any, ...]:
+        """What network cards on these networks are backed by. NotFoundError when one of them is not there any more."""
 
     def described(self, spec: MachineSpec) -> vim.vm.ConfigSpec:
         """What people are told of a container's VM: annotation, managedBy."""
@@ -221,11 +224,14 @@ class VsphereMachine:
     async def _move_into(self, clone: Clone) -> None:
         """The clone becomes this container's VM, and the VM before goes."""
         assert isinstance(clone, VsphereClone)
-        writable = await self._lend_disk()
+        networks = self._around.card_backings(self._spec.networks)
+        writable = await self._lend_disk(networks)
         devices = await operations.devices(self._session, clone.vm, clone.name)
         record = self._written if self._written is not None else await self.read_record()
         spec = self._around.described(self._spec)
         spec.deviceChange = self._disks(devices, writable)
+        if not config_spec.cards(devices):
+            spec.deviceChange += config_spec.nics(networks)
         values = extra_config.fixed(self._spec, clone.token) | extra_config.boot(self._booted)
         spec.extraConfig = config_spec.options(values | extra_config.record(record) | extra_config.clone(""))
         await operations.reconfigure(self._session, clone.vm, spec, f"making {clone.name} the VM of {self._name}")
@@ -237,13 +243,13 @@ class VsphereMachine:
         await operations.remove(self._session, before, name)
         await self.rename_as(name)
 
-    async def _lend_disk(self) -> Any:
+    async def _lend_disk(self, networks: Sequence[Any]) -> Any:
         """Takes the disks off the VM, and notes there where the writable one is, whose backing this gives back."""
         if self._lent_disk:
             return self._lent_disk
         found = await operations.properties(self._session, self._vm, self._name, _SETTINGS)
         devices = list(found.get("config.hardware.device", ()))
-        if not config_spec.is_as_made(found, self._spec):
+        if not config_spec.is_as_made(found, self._spec, networks):
             raise ConflictError(f"the VM {self._name} was changed by an administrator: what it has stays, so it boots")
         writable = config_spec.disk_at(devices, config_spec.WRITABLE_UNIT)
         if writable is None:

@@ -23,6 +23,8 @@ from portlayer.drivers.vsphere.settings import VsphereSettings
 from portlayer.drivers.vsphere.site import Site, locate
 from portlayer.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PortLayerError
 
+# What the bridge network is called among containers.
+BRIDGE = "bridge"
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,12 @@ class Placement:
     @property
     def bridge(self) -> PortGroup | None:
         return self.site.bridge
+
+    @property
+    def networks(self) -> dict[str, PortGroup]:
+        """All that containers can be on, by the name that they have for containers."""
+        bridge = {BRIDGE: self.site.bridge} if self.site.bridge is not None else {}
+        return {**bridge, **self.site.container_networks}
 
     @property
     def environment(self) -> Any:
