@@ -210,7 +210,9 @@ class Container:
     async def _powered_on(self) -> Run:
         """The machine in a clone, where there is one for it and nothing goes wrong with it; else booted."""
         run = self._run = Run(self.machine, self.log, self.output, self.record.run)
-        taken = None if self.spec.cold_boot else await self._host.clones.take(self.machine.spec)
+        taken = None
+        if not self.spec.cold_boot and await self.machine.power_state() is not PowerState.RUNNING:
+            taken = await self._host.clones.take(self.machine.spec)
         if taken is not None:
             try:
                 await run.move_in(taken)
@@ -295,12 +297,15 @@ class Container:
             # One that is removed now needs neither: its agent knows how it ended until there is nothing left to know.
             if not self.spec.auto_remove:
                 await self._save_surely()
-                await run.settle()
+                if not ended.vm_restarted:
+                    await run.settle()
         finally:
             await run.close()
             self._settled.set()
         if self.spec.auto_remove:
             await self.remove(force=False)
+        elif ended.vm_restarted and not self.record.halted and self.state.status == states.EXITED:
+            await self.start()  # whoever restarted the VM wants it to do what it did
         await self._start_again()
 
     def _record_exit(self, ended: Ended) -> None:
@@ -688,7 +693,7 @@ class Container:
         elif self.state.status == states.PAUSED:
             self.state.status = states.RUNNING
         run = self._run = Run(self.machine, self.log, self.output, self.record.run)
-        run.adopt(stdin=self.spec.process.open_stdin)
+        run.adopt(self.record.start_request_id, stdin=self.spec.process.open_stdin)
         self._settled.clear()
         self._started.set()
         self._host.tasks.spawn(self._join(run, power), f"adopt {self.id[:12]}")
@@ -717,7 +722,7 @@ class Container:
         """The exit is recorded, but the VM was not told: let it go in order."""
         run = Run(self.machine, self.log, self.output, self.record.run)
         try:
-            run.adopt(stdin=False)
+            run.adopt(self.record.start_request_id, stdin=False)
             with contextlib.suppress(UnavailableError):
                 await run.client.power_off(timeout_s=_STOP_CALL_S)
             await run.settle()

@@ -47,11 +47,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """How a run ended. With `vm_restarted` its VM is on again, and knows nothing of it."""
 
     exit_code: int
     oom_killed: bool = False
     error: str = ""
+    vm_restarted: bool = False
 
 
 class Run:
@@ -63,6 +64,7 @@ class Run:
         self._hub = hub
         self._number = number
         self._follow: Follow | None = None
+        self._request_id = ""
         self._vm_gone = False
         self.client = AgentClient(machine.open_channel)
         self.stdin: StandardInput | None = None
@@ -96,6 +98,7 @@ class Run:
     async def launch(self, request: tether_pb2.StartRequest) -> tether_pb2.StartResponse:
         """Starts init. Raises LaunchError, UnavailableError."""
         began = time.monotonic_ns()
+        self._request_id = request.request_id
         response = await self._alive(self.client.start(request, timeout_s=_START_TIMEOUT_S))
         self._phase("exec", began)
         if response.HasField("failure"):
@@ -105,8 +108,9 @@ class Run:
             self.stdin = StandardInput(self.client, INIT)
         return response
 
-    def adopt(self, *, stdin: bool) -> None:
-        """Joins a run that another port layer started."""
+    def adopt(self, request_id: str, *, stdin: bool) -> None:
+        """Joins the run that another port layer started with that request."""
+        self._request_id = request_id
         self.client.open()
         self._log.begin_run(self._number)
         if stdin:
@@ -130,6 +134,8 @@ class Run:
             await self._machine.power_off()
             return Ended(LOST_EXIT_CODE, error=f"the VM was cut off: {error}")
         except AgentError as error:
+            if not self._vm_gone and await self._is_another_boot():
+                return Ended(VANISHED_EXIT_CODE, error="its VM was restarted", vm_restarted=True)
             if not self._vm_gone:
                 await self._machine.power_off()
                 return Ended(LOST_EXIT_CODE, error=f"the VM was cut off: {error}")
@@ -158,6 +164,13 @@ class Run:
         """The call's answer, or UnavailableError as soon as the machine is off."""
         gone = UnavailableError(f"the VM stopped while it started; its console is in {self._machine.console_log}")
         return await answer_while_on(call, self._machine.wait_off(), gone)
+
+    async def _is_another_boot(self) -> bool:
+        """Whether the agent that answers has started nothing: high availability, or a panic, has restarted the VM."""
+        try:
+            return not await self.started_request_id() and bool(self._request_id)
+        except UnavailableError:
+            return False
 
     async def _close_when_off(self) -> None:
         """When the VM has gone away, what its channel still holds is taken in, then the client is closed."""

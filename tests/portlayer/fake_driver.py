@@ -116,6 +116,12 @@ class FakeMachine:
         if self._vm is not None:
             await self._vm.settle()
 
+    async def restart(self) -> None:
+        """Its VM boots anew, and was never seen to be off."""
+        assert self._vm is not None
+        before, self._vm = self._vm, FakeVm()
+        await before.agent.end()
+
     async def wait_off(self) -> None:
         if self._vm is not None:
             await self._vm.off.wait()

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from portlayer.drivers.base import Change, MachineChange
+from portlayer.drivers.base import Change, MachineChange, PowerState
 from portlayer.errors import NotFoundError
 from portlayer.execution import Container, states
 from portlayer.v1 import types_pb2
@@ -46,6 +46,30 @@ async def test_a_power_on_of_ours_that_is_told_late_starts_nothing(host: Host) -
     await container._settled.wait()
     await told(host, container, Change.POWERED_ON)
     assert host.actions() == ["create", "start", "die"]
+    await container.remove(force=True)
+
+
+async def test_a_vm_that_was_restarted_runs_its_container_again(host: Host) -> None:
+    """As high availability does: nobody has seen it off."""
+    container = await host.create("sleep")
+    await container.start()
+    for _ in range(2):
+        started = host.actions().count("start")
+        await host.driver.machines[container.id].restart()
+        await until(lambda: host.actions().count("start") > started)  # noqa: B023
+        assert container.state.status == states.RUNNING
+    assert host.actions() == ["create", *["start", "die"] * 2, "start"]
+    assert await host.driver.machines[container.id].power_state() is PowerState.RUNNING
+    await container.remove(force=True)
+
+
+async def test_a_vm_that_is_restarted_after_a_stop_stays_as_it_is(host: Host) -> None:
+    container = await host.create("stubborn")
+    await container.start()
+    await container._halt()
+    await host.driver.machines[container.id].restart()
+    await until(lambda: container.state.status == states.EXITED)
+    assert (container.state.exit_code, host.actions()) == (137, ["create", "start", "die"])
     await container.remove(force=True)
 
 
