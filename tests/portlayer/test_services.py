@@ -88,6 +88,17 @@ def details(error: grpc.aio.AioRpcError, kind: type[Message]) -> Message | None:
     return next((wanted for detail in status.details if detail.Unpack(wanted)), None)
 
 
+@pytest.mark.parametrize(
+    ("networks", "warning"), [({}, "loopback only"), ({"bridge": "a port group"}, "nothing gives these addresses yet")]
+)
+async def test_what_is_missing_of_networks_is_said(
+    api: Api, host: Host, networks: dict[str, str], warning: str
+) -> None:
+    host.driver.networks = networks
+    [said] = (await api.system.GetInfo(system_pb2.GetInfoRequest())).warnings
+    assert warning in said
+
+
 async def test_metrics_say_what_there_is_when_they_are_read(api: Api) -> None:
     await api.create("echo")
     await api.start(await api.create("stubborn"))
