@@ -121,7 +121,8 @@ def _cdrom(hardware: Hardware) -> list[str]:
         return []
     return [
         *("-drive", f"if=none,id=cdrom,media=cdrom,format=raw,readonly=on,file={_escaped(hardware.cdrom)}"),
-        *("-device", "ide-cd,id=cdrom0,drive=cdrom,bootindex=0"),
+        *(("-device", "ahci,id=sata") if hardware.sata else ()),
+        *("-device", f"ide-cd,id=cdrom0,drive=cdrom,bootindex=0{',bus=sata.0' if hardware.sata else ''}"),
     ]
 
 

@@ -100,6 +100,8 @@ class Hardware:
     ports: tuple[FilePort | NetworkPort | None, ...]
     append_to_files: bool = False
     forked_from: str | None = None
+    # Whether the CD-ROM is at an AHCI adapter instead of at an IDE channel.
+    sata: bool = False
     extra: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -124,6 +126,7 @@ def hardware_of(values: Mapping[str, Any], datastores: Mapping[str, Path]) -> Ha
         ports=tuple(_port(d, datastores) for d in devices if isinstance(d, vim.vm.device.VirtualSerialPort)),
         append_to_files=extra.get(_APPEND, "").lower() == "append",
         forked_from=extra.get(FORKED_FROM) or None,
+        sata=any(isinstance(device, vim.vm.device.VirtualAHCIController) for device in devices),
         extra=extra,
     )
 

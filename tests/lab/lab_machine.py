@@ -260,6 +260,7 @@ def as_forked(own: Hardware, source: Hardware) -> Hardware:
         memory_mb=source.memory_mb,
         efi=source.efi,
         cdrom=source.cdrom,
+        sata=source.sata,
         buses=source.buses,
         disks=tuple(disks.get(disk.place, replace(disk, thrown_away=True)) for disk in source.disks),
         nics=tuple(nics.get(nic.unit, nic) for nic in source.nics),

@@ -2,7 +2,7 @@
 
     PVSCSI   unit 0  the image: a child of the image's disk, independent and non-persistent
              unit 1  the writable disk: a child of an empty one
-    IDE      0:0     CD-ROM with the guest image
+    SATA     0       CD-ROM with the guest image: firmware reads it faster than by IDE
     serial   0       console, into console.log beside the VM
              1       the agent's channel, through the concentrator
     VMXNET3          one for each network of the container's
@@ -38,9 +38,9 @@ _MAX_CARDS = 10
 _OWN_DISKS = 2
 # Keys of devices that are being added are negative, and stand for one another within one request. Network cards have
 # those from _NIC downwards.
-_SCSI, _IMAGE, _WRITABLE, _CDROM, _CONSOLE, _CHANNEL, _NIC = -1, -2, -3, -4, -5, -6, -7
-# Every VM has these controllers without being asked.
-_FIRST_IDE, _SIO = 200, 400
+_SCSI, _IMAGE, _WRITABLE, _CDROM, _CONSOLE, _CHANNEL, _NIC, _SATA = -1, -2, -3, -4, -5, -6, -7, -100
+# Every VM has this controller without being asked.
+_SIO = 400
 _Operation = vim.vm.device.VirtualDeviceSpec.Operation
 _FileOperation = vim.vm.device.VirtualDeviceSpec.FileOperation
 _DiskMode = vim.vm.device.VirtualDiskOption.DiskMode
@@ -292,7 +292,7 @@ def _child_disk(
 def _boot_devices(hardware: Hardware, name: str) -> list[vim.vm.device.VirtualDeviceSpec]:
     cdrom = vim.vm.device.VirtualCdrom(
         key=_CDROM,
-        controllerKey=_FIRST_IDE,
+        controllerKey=_SATA,
         unitNumber=0,
         backing=_iso(hardware.boot.guest_iso),
         connectable=_connected(),
@@ -318,7 +318,8 @@ def _boot_devices(hardware: Hardware, name: str) -> list[vim.vm.device.VirtualDe
         yieldOnPoll=True,
         connectable=_connected(),
     )
-    return [_added(cdrom), _added(console), _added(channel)]
+    sata = vim.vm.device.VirtualAHCIController(key=_SATA, busNumber=0)
+    return [_added(sata), _added(cdrom), _added(console), _added(channel)]
 
 
 def _iso(path: str) -> vim.vm.device.VirtualCdrom.IsoBackingInfo:
