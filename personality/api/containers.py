@@ -13,6 +13,7 @@ import msgspec
 
 from personality.api.filters import match_labels
 from personality.api.images import image_for_platform
+from personality.api.networks import refuse_unknown_networks
 from personality.backend import Backend
 from personality.errors import DockerError, NotServed, from_rpc
 from personality.http.messages import Reply, Request, Response, Stream
@@ -56,9 +57,13 @@ async def create(request: Request, backend: Backend) -> Response:
         await _take_image_command(body, backend)
     spec, warnings = container_spec(body)
     # One id for this request: if the answer is lost between us and the port layer, nothing is made twice.
-    made = await backend.execution.CreateContainer(
-        pb.CreateContainerRequest(request_id=uuid.uuid4().hex, name=request.query.get("name"), spec=spec)
-    )
+    wanted = pb.CreateContainerRequest(request_id=uuid.uuid4().hex, name=request.query.get("name"), spec=spec)
+    try:
+        made = await backend.execution.CreateContainer(wanted)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            await refuse_unknown_networks(backend, spec.networks)
+        raise
     return Reply(201, {"Id": made.container.id, "Warnings": [*warnings, *made.warnings]})
 
 

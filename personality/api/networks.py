@@ -5,11 +5,14 @@ There is nothing yet that makes a network, or joins or leaves one later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+import grpc
+import grpc.aio
 
 from personality.api.filters import match_exactly, match_prefix
 from personality.backend import Backend
-from personality.errors import DockerError, NotServed
+from personality.errors import DockerError, NotServed, from_rpc
 from personality.http.messages import Reply, Request, Response
 from personality.http.router import Route
 from personality.times import rfc3339
@@ -60,6 +63,17 @@ async def _network(request: Request, backend: Backend) -> network_pb2.Network:
 def _member(container: types_pb2.Container) -> dict[str, str]:
     """EndpointResource of the API; there are no addresses yet."""
     return {"Name": container.name, "EndpointID": "", "MacAddress": "", "IPv4Address": "", "IPv6Address": ""}
+
+
+async def refuse_unknown_networks(backend: Backend, names: Iterable[str]) -> None:
+    """DockerError when one of them is not there: 400, since clients take a 404 for a missing image, and pull it."""
+    for name in names:
+        try:
+            await backend.network.GetNetwork(network_pb2.GetNetworkRequest(network=name))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise DockerError(400, from_rpc(error).message) from error
+            raise
 
 
 def network_body(network: network_pb2.Network) -> dict[str, object]:

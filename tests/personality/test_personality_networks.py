@@ -145,12 +145,12 @@ async def test_a_network_tells_who_is_on_it_and_what_it_is(http: HttpClient, fak
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="no docker CLI here")
 async def test_the_docker_client(fake: FakePortLayer, docker_socket: Path, networks: dict[str, str]) -> None:
-    async def docker(*arguments: str) -> str:
+    async def docker(*arguments: str, code: int = 0) -> str:
         command = ("docker", "-H", f"unix://{docker_socket}", *arguments)
         process = await asyncio.create_subprocess_exec(*command, stdout=-1, stderr=-1)
         out, err = await process.communicate()
-        assert process.returncode == 0, err
-        return out.decode()
+        assert process.returncode == code, err
+        return (err if code else out).decode()
 
     assert (await docker("network", "ls", "--format", "{{.Name}}")).split() == sorted(NAMES)
     made = (await docker("create", "--network", "web", "--network", "lab", "busybox")).strip()
@@ -160,3 +160,6 @@ async def test_the_docker_client(fake: FakePortLayer, docker_socket: Path, netwo
     assert (await docker("ps", "-a", "--format", "{{.Networks}}")).strip() in ("web,lab", "lab,web")
     made = (await docker("create", "busybox")).strip()
     assert list(fake.containers[made].spec.networks) == []
+    refused = await docker("run", "--network", "web", "--network", "mine", "busybox", code=125)
+    assert "network mine not found" in refused
+    assert "Unable to find image" not in refused
