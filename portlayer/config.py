@@ -16,6 +16,8 @@ DEFAULT_CPUS = 1
 DEFAULT_DISK_BYTES = 10 << 30
 DEFAULT_CHANNEL = "virtio"
 DEFAULT_POOL_SIZE = 12
+# Each is a VM that runs in vCenter, for its administrators to see.
+DEFAULT_VSPHERE_POOL_SIZE = 2
 MAX_POOL_SIZE = 64
 DEFAULT_POOL_MEMORY_BYTES = 1024 * MIB
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -44,6 +46,13 @@ class Settings:
     pool_size: int = DEFAULT_POOL_SIZE
     pool_memory_bytes: int = DEFAULT_POOL_MEMORY_BYTES
     vsphere: VsphereSettings | None = None
+
+
+def pool_size(wanted: int | None, vsphere: VsphereSettings | None) -> int:
+    """How many clones may wait: as many as are asked for, or as suit the hypervisor."""
+    if wanted is not None:
+        return wanted
+    return DEFAULT_POOL_SIZE if vsphere is None else DEFAULT_VSPHERE_POOL_SIZE
 
 
 def parse_size(text: str) -> int:

@@ -48,8 +48,7 @@ class _Size(click.ParamType[int]):
     "--pool",
     "pool_size",
     type=click.IntRange(0, config.MAX_POOL_SIZE),
-    default=config.DEFAULT_POOL_SIZE,
-    help="Clones that wait for containers, at most.",
+    help=f"Clones that wait, at most; {config.DEFAULT_POOL_SIZE}, on vSphere {config.DEFAULT_VSPHERE_POOL_SIZE}.",
 )
 @click.option(
     "--pool-memory", type=_Size(), default=config.DEFAULT_POOL_MEMORY_BYTES, help="Memory of all that wait, at most."
@@ -67,7 +66,7 @@ def main(
     accelerator: str | None,
     channel: str | None,
     no_clone: bool,
-    pool_size: int,
+    pool_size: int | None,
     pool_memory: int,
     log_level: str,
     ready_fd: int | None,
@@ -97,7 +96,7 @@ def main(
         accelerator=accelerator,
         channel=channel or config.DEFAULT_CHANNEL,
         clone=not no_clone,
-        pool_size=pool_size,
+        pool_size=config.pool_size(pool_size, on_vsphere),
         pool_memory_bytes=pool_memory,
         vsphere=on_vsphere,
     )

@@ -50,7 +50,9 @@ def main() -> None:
     "--channel", type=click.Choice(["auto", "virtio", "vsock"]), help="How agents are reached  [default: virtio]"
 )
 @click.option("--no-clone", is_flag=True, help="Boot a kernel for every start instead of cloning a template")
-@click.option("--pool", type=click.IntRange(0, 64), metavar="N", help="Clones kept waiting, at most  [default: 12]")
+@click.option(
+    "--pool", type=click.IntRange(0, 64), metavar="N", help="Clones kept waiting, at most  [default: 12, on vSphere 2]"
+)
 @click.option("--pool-memory", metavar="SIZE", help="Memory of the waiting clones, at most  [default: 1g]")
 @click.option("--tlscacert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CA of the clients")
 @click.option("--tlscert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate for TCP")

@@ -107,4 +107,4 @@ def test_what_is_not_chosen_is_left_to_the_port_layer() -> None:
         name="red", state_dir=Path("/s"), hosts=("unix:///d",), grpc="unix:///g", guest_image=Path("/i")
     )
     understood = portlayer_program.make_context("portlayer", chosen.portlayer_arguments()).params
-    assert (understood["no_clone"], understood["pool_size"], understood["pool_memory"]) == (False, 12, 1 << 30)
+    assert (understood["no_clone"], understood["pool_size"], understood["pool_memory"]) == (False, None, 1 << 30)

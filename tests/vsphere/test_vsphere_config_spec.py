@@ -110,12 +110,9 @@ def test_disks_are_children_of_shared_ones() -> None:
 
 def test_cd_console_and_channel() -> None:
     config = described()
-    [cdrom] = of_kind(config, Device.VirtualCdrom)
-    assert (cdrom.backing.fileName, cdrom.controllerKey, cdrom.connectable.startConnected) == (
-        BOOT.guest_iso,
-        200,
-        True,
-    )
+    [cdrom], [sata] = of_kind(config, Device.VirtualCdrom), of_kind(config, Device.VirtualAHCIController)
+    assert (cdrom.backing.fileName, cdrom.controllerKey) == (BOOT.guest_iso, sata.key)
+    assert cdrom.connectable.startConnected
     console, channel = of_kind(config, Device.VirtualSerialPort)
     assert (console.unitNumber, console.backing.fileName) == (0, "[vms] web-abab/console.log")
     assert (channel.unitNumber, channel.backing.serviceURI) == (1, "vch://" + "c" * 32)
@@ -149,6 +146,7 @@ def test_a_template_has_neither_disks_nor_cards() -> None:
     kinds = [type(change.device) for change in config.deviceChange]
     assert kinds == [
         Device.ParaVirtualSCSIController,
+        Device.VirtualAHCIController,
         Device.VirtualCdrom,
         Device.VirtualSerialPort,
         Device.VirtualSerialPort,
