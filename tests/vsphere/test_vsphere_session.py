@@ -140,7 +140,7 @@ async def test_tasks_that_wait_survive_the_end_of_the_session(simulator: Simulat
     """Somebody waits for a task while the server forgets whom it tells about it."""
     vm = await create(session, "waiting")
     task = await session.call(vm.PowerOnVM_Task, what="on")
-    session.updates._collector, lost = None, session.updates._collector
+    lost = session.updates._collector
     await session.call(lost.DestroyPropertyCollector, what="as a crash does")
     async with asyncio.timeout(30):
         await session.updates.outcome(task, "on", None)
