@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from lab_hardware import Hardware, LabError, hardware_of
 from lab_inventory import ERRORS, Account, Inventory
-from lab_machine import OFF, LabMachine, Wanted
+from lab_machine import OFF, LabMachine, Wanted, prepare_disks
 from lab_port import Dial
 
 _AGAIN_SECONDS = 1.0
@@ -93,13 +93,16 @@ class Lab:
 
     async def _want(self, moref: str, values: Mapping[str, Any], datastores: Mapping[str, Path]) -> None:
         power = str(values["runtime.powerState"])
+        hardware = hardware_of(values, datastores)
         if moref not in self._machines and power == OFF:
+            # A disk may go to another VM before this one is ever on, and nothing says there what it is a delta of.
+            await asyncio.to_thread(prepare_disks, hardware)
             return
         wanted = Wanted(
             power=power,
             boot=values.get("summary.runtime.bootTime"),
             host=values["runtime.host"]._moId,
-            hardware=hardware_of(values, datastores),
+            hardware=hardware,
         )
         if moref not in self._machines:
             self._machines[moref] = LabMachine(

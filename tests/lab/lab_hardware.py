@@ -40,7 +40,10 @@ class LabError(Exception):
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk at a target of a PVSCSI adapter. `chain`: its file, then those it was made a delta of."""
+    """A disk at a target of a PVSCSI adapter. `chain`: its file, then those it was made a delta of.
+
+    A delta whose changes are thrown away holds nothing, ever: it is left out of its chain.
+    """
 
     bus: int
     unit: int
@@ -77,10 +80,11 @@ class FilePort:
 
 @dataclass(frozen=True)
 class NetworkPort:
-    """A serial port that dials out to a concentrator."""
+    """A serial port that dials out to a concentrator, while it is plugged in."""
 
     service_uri: str
     proxy_uri: str
+    plugged_in: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def hardware_of(values: Mapping[str, Any], datastores: Mapping[str, Path]) -> Ha
         nics=tuple(
             Nic(d.unitNumber, d.macAddress) for d in devices if isinstance(d, vim.vm.device.VirtualEthernetCard)
         ),
-        ports=tuple(_port(d, datastores) for d in devices if isinstance(d, vim.vm.device.VirtualSerialPort)),
+        ports=tuple(_port(d, datastores, values) for d in devices if isinstance(d, vim.vm.device.VirtualSerialPort)),
         append_to_files=extra.get(_APPEND, "").lower() == "append",
         forked_from=extra.get(FORKED_FROM) or None,
         sata=any(isinstance(device, vim.vm.device.VirtualAHCIController) for device in devices),
@@ -161,16 +165,18 @@ def _disks(devices: list[Any], adapters: Mapping[int, int], datastores: Mapping[
             chain.append(local_path(backing.fileName, datastores))
             backing = backing.parent
         thrown_away = device.backing.diskMode in _THROWN_AWAY
+        if thrown_away and len(chain) > 1:
+            del chain[0]
         disks.append(Disk(adapters[device.controllerKey], device.unitNumber, tuple(chain), thrown_away))
     return disks
 
 
-def _port(device: Any, datastores: Mapping[str, Path]) -> FilePort | NetworkPort | None:
-    backing = device.backing
-    if device.connectable is not None and not device.connectable.startConnected:
-        return None
+def _port(device: Any, datastores: Mapping[str, Path], values: Mapping[str, Any]) -> FilePort | NetworkPort | None:
+    backing, plug = device.backing, device.connectable
+    running = values["runtime.powerState"] == "poweredOn"
+    plugged_in = plug is None or bool(plug.connected if running else plug.startConnected)
     if isinstance(backing, vim.vm.device.VirtualSerialPort.FileBackingInfo):
-        return FilePort(local_path(backing.fileName, datastores))
+        return FilePort(local_path(backing.fileName, datastores)) if plugged_in else None
     if isinstance(backing, vim.vm.device.VirtualSerialPort.URIBackingInfo) and backing.direction == "client":
-        return NetworkPort(backing.serviceURI, backing.proxyURI or backing.serviceURI)
+        return NetworkPort(backing.serviceURI, backing.proxyURI or backing.serviceURI, plugged_in)
     raise LabError(f"the lab has no serial port with backing {type(backing).__name__}")

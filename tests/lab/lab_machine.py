@@ -123,7 +123,7 @@ class LabMachine:
 
     async def _start(self, wanted: Wanted) -> None:
         hardware = wanted.hardware
-        await asyncio.to_thread(_prepare_disks, hardware)
+        await asyncio.to_thread(prepare_disks, hardware)
         source = None if self._forked or hardware.forked_from is None else self._source(hardware.forked_from)
         if source is None:
             self._qemu = await Qemu.start(hardware, self._next_directory())
@@ -185,7 +185,7 @@ class LabMachine:
         ports = dict(enumerate(hardware.ports)) if hardware is not None else {}
         for number, line in self._lines.items():
             port = ports.get(number)
-            line.connect(port if isinstance(port, NetworkPort) else None)
+            line.connect(port if isinstance(port, NetworkPort) and port.plugged_in else None)
 
     async def _see_end(self, qemu: Qemu) -> None:
         await qemu.wait_ended()
@@ -238,7 +238,7 @@ class LabMachine:
             await self._qemu.remove(disk.id)
         for nic in (one for one in before.nics if one not in after.nics):
             await self._qemu.remove(nic.id)
-        await asyncio.to_thread(_prepare_disks, after)
+        await asyncio.to_thread(prepare_disks, after)
         for disk in (one for one in after.disks if one not in before.disks):
             await self._qemu.add_disk(disk)
         for nic in (one for one in after.nics if one not in before.nics):
@@ -268,6 +268,7 @@ def as_forked(own: Hardware, source: Hardware) -> Hardware:
     )
 
 
-def _prepare_disks(hardware: Hardware) -> None:
+def prepare_disks(hardware: Hardware) -> None:
+    """Makes its disks what ESXi would have made of them. LabError when one is broken."""
     for disk in hardware.disks:
         lab_disks.prepare(disk.chain)

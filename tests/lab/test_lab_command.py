@@ -10,6 +10,7 @@ import lab_command
 import pytest
 from lab_estate import (
     DATASTORE,
+    IMAGE,
     Estate,
     add,
     agent_port,
@@ -133,11 +134,20 @@ def test_paths_outside_of_the_datastores_are_refused(path: str, tmp_path: Path) 
         local_path(path, {DATASTORE: tmp_path})
 
 
-def test_a_port_that_is_not_connected_is_silent(estate: Estate) -> None:
+def test_a_port_that_is_unplugged_stays_in_the_machine(estate: Estate) -> None:
     port = agent_port("vch://00", "telnet://127.0.0.1:1").device
     port.connectable = vim.vm.device.VirtualDevice.ConnectInfo(
         startConnected=False, connected=False, allowGuestControl=False
     )
     machine = estate.create("quiet", add(port))
     hardware = hardware_of(estate.values(machine), {DATASTORE: estate.directory})
-    assert hardware.ports == (None,)
+    assert hardware.ports == (NetworkPort("vch://00", "telnet://127.0.0.1:1", plugged_in=False),)
+    assert "socket,id=port0,fd=8" in options(command_of(hardware), "-chardev")
+
+
+def test_a_delta_that_is_thrown_away_is_its_parent(estate: Estate) -> None:
+    estate.make_disk(IMAGE, BLOCK)
+    child = disk(0, "", mode="independent_nonpersistent", parent=IMAGE)
+    machine = estate.create("web", add(child, new_file=True))
+    (found,) = hardware_of(estate.values(machine), {DATASTORE: estate.directory}).disks
+    assert (found.chain, found.thrown_away) == ((estate.directory / "vch/image.vmdk",), True)
