@@ -1,4 +1,9 @@
-"""A real VCH for the whole session: `vch up` on QEMU, driven by the stock docker CLI and by docker-py."""
+"""A real VCH for the whole session, driven by the stock docker CLI and by docker-py.
+
+It is on QEMU, or on vSphere's simulator with real guests (e2e_vsphere.py). What holds on either is marked `everywhere`:
+
+    VCH_E2E_HYPERVISOR=vsphere pytest -m everywhere tests/e2e
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +24,7 @@ import docker as docker_py
 import grpc
 import psutil
 import pytest
+from e2e_vsphere import vsphere
 
 from portlayer.v1 import system_pb2, system_pb2_grpc
 
@@ -28,6 +35,7 @@ VCH = Path(sys.executable).parent / "vch"
 # Programs that the machine does not bring (see scripts/test_tools.py).
 os.environ["PATH"] += f"{os.pathsep}{ROOT / 'build/tools/bin'}"
 CALL_TIMEOUT_S = 120
+ON_VSPHERE = os.environ.get("VCH_E2E_HYPERVISOR") == "vsphere"
 
 
 @dataclass(frozen=True)
@@ -108,9 +116,10 @@ def vch() -> Iterator[Vch]:
     # Not pytest's directory: the paths of sockets must be short.
     state = Path(tempfile.mkdtemp(prefix="vch-e2e-"))
     try:
-        vch = bring_up(state)
-        yield vch
-        vch.run("down", "--force")
+        with vsphere() if ON_VSPHERE else nullcontext(()) as options:
+            vch = bring_up(state, *options)
+            yield vch
+            vch.run("down", "--force")
         assert not machines(state)
         assert not list((state / "machines").iterdir())
         assert not list(state.glob("*.sock"))

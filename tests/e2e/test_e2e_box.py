@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import Docker, eventually
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.everywhere]
 
 
 def test_exec(docker: Docker, box: str) -> None:
