@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -128,6 +129,7 @@ def test_files_need_a_session(front: Front, plain: Plain) -> None:
     assert folder(front, "GET", "open/file.bin", cookie=cookie) == (200, content)
     assert folder(front, "HEAD", "open/file.bin", cookie=cookie) == (200, b"")
     assert folder(front, "GET", "open/file.bin")[0] == 401
+    shutil.rmtree(front.simulator.datastore_dir() / "open")
 
 
 def test_unknown_session_reads_nothing(front: Front, plain: Plain) -> None:
@@ -280,6 +282,7 @@ def test_restart_at_a_call(front: Front, plain: Plain, after: bool, done: list[s
     front.inject("CreateVM_Task", restart(0.0, after=after))
     with pytest.raises(_BROKEN):
         plain.create("meanwhile")
+    front.settle()
     simulator: Simulator = front.simulator
     with simulator.connected() as instance:
         assert Plain(instance).machines() == done

@@ -157,6 +157,10 @@ class Front:
         """vCenter answers again, at the port where it did before."""
         self._in_loop(self.listen())
 
+    def settle(self) -> None:
+        """Waits for what goes on behind answers: restarts, tasks."""
+        self._in_loop(self._settled())
+
     # For shims and trouble, in the front's own thread.
 
     async def soap(self, body: bytes, cookie: str, upstream: Upstream, request: h11.Request) -> Reply:
@@ -207,6 +211,10 @@ class Front:
         context = self.simulator.certificate.server_context()
         self._server = await asyncio.start_server(self._serve, HOST, self.port, ssl=context)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _settled(self) -> None:
+        while self._background:
+            await asyncio.wait(self._background)
 
     async def _close(self) -> None:
         await self.stop()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import shutil
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from portlayer.drivers.vsphere import site_driver
 from portlayer.drivers.vsphere.driver import VsphereDriver
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
 from portlayer.drivers.vsphere.machine import first_uuid
+from portlayer.drivers.vsphere.placement import own_name
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
 from portlayer.identity import Identity
@@ -82,6 +84,7 @@ class Bench:
             finally:
                 for name in plain.machines():
                     plain.remove(name)
+                shutil.rmtree(front.simulator.datastore_dir() / own_name(WHO.name, WHO.id), ignore_errors=True)
 
     def spec(self) -> MachineSpec:
         return MachineSpec((uuid.uuid4().hex * 2)[:64], "web", 64 << 20, 1, IMAGE, 16 << 20)
