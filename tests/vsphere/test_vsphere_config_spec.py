@@ -10,7 +10,7 @@ from pyVmomi import SoapAdapter, vim
 
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere import config_spec
-from portlayer.drivers.vsphere.config_spec import Disks, Hardware
+from portlayer.drivers.vsphere.config_spec import Disks, Hardware, Parent
 from portlayer.drivers.vsphere.extra_config import Boot
 from portlayer.errors import ExhaustedError
 
@@ -18,7 +18,7 @@ MIB = 1 << 20
 UUID = "0a" * 4 + "-0a0a-0a0a-0a0a-" + "0a" * 6
 SPEC = MachineSpec("ab" * 32, "web", 512 * MIB + 1, 3, "disk", 96 * MIB, "nginx:latest", ("bridge", "web"))
 BOOT = Boot("[images] vch/guest/guest.iso", "telnet://10.0.0.1:2377")
-DISKS = Disks("[images] vch/images/disk.vmdk", "[vms] vch/empties/96.vmdk", "[vms] vch/disks/ab.vmdk")
+DISKS = Disks(Parent("[images] vch/images/disk.vmdk", 3 * MIB), "[vms] vch/empties/96.vmdk", "[vms] vch/disks/ab.vmdk")
 Device: Any = vim.vm.device
 Card = Device.VirtualEthernetCard
 
@@ -97,8 +97,11 @@ def test_devices_have_keys_of_their_own_and_stand_at_their_controllers() -> None
 def test_disks_are_children_of_shared_ones() -> None:
     config = described()
     image, writable = of_kind(config, Device.VirtualDisk)
-    assert (image.backing.parent.fileName, image.backing.diskMode) == (DISKS.image, "independent_nonpersistent")
-    assert (image.backing.fileName, image.capacityInKB) == ("", 0)  # in the VM's directory, as large as its parent
+    assert (image.backing.parent.fileName, image.backing.diskMode) == (DISKS.image.path, "independent_nonpersistent")
+    assert (image.backing.fileName, image.capacityInKB) == (
+        "",
+        3 << 10,
+    )  # in the VM's directory, as large as its parent
     assert (writable.backing.parent.fileName, writable.backing.diskMode) == (DISKS.empty, "independent_persistent")
     assert (writable.backing.fileName, writable.capacityInKB) == (DISKS.writable, 96 << 10)
     files = [one.fileOperation for one in config.deviceChange if isinstance(one.device, Device.VirtualDisk)]

@@ -44,8 +44,8 @@ class Site:
         self.told: list[MachineChange] = []
         self.serial_port = free_port()
         self.container_networks: tuple[tuple[str, str], ...] = ()
-        self._guest_image = root / "guest"
-        _make_guest_image(self._guest_image)
+        self.guest_image = root / "guest"
+        _make_guest_image(self.guest_image)
 
     @contextlib.asynccontextmanager
     async def driver(self) -> AsyncIterator[VsphereDriver]:
@@ -59,7 +59,7 @@ class Site:
             container_networks=self.container_networks,
             serial=SerialSettings(HOST, self.serial_port),
         )
-        async with site_driver.opened(settings, self.who, self.root / "state", self._guest_image) as (driver, store):
+        async with site_driver.opened(settings, self.who, self.root / "state", self.guest_image) as (driver, store):
             if not await store.has_image_disk(IMAGE):
                 disk = self.root / "image.squashfs"
                 disk.write_bytes(secrets.token_bytes(MIB))
@@ -97,11 +97,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _make_guest_image(directory: Path) -> None:
-    directory.mkdir()
+def _make_guest_image(directory: Path, kind: bytes = b"first") -> None:
+    directory.mkdir(exist_ok=True)
     sizes = {}
     for name in ("vmlinuz", "initramfs", "guest.iso"):
-        (directory / name).write_bytes(name.encode() * 1000)
+        (directory / name).write_bytes(kind * 1000)
         sizes[name] = (directory / name).stat().st_size
     iso = hashlib.sha256((directory / "guest.iso").read_bytes()).hexdigest()
     manifest = {"digest": "sha256:" + "ab" * 32, "kernel_version": "6.1", "sizes": sizes}
@@ -267,6 +267,31 @@ async def test_a_cancelled_creation_leaves_nothing(site: Site) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await creation
         assert (await driver.list(), site.names(), site.files()) == ([], [], set())
+
+
+async def test_a_new_guest_image_is_booted_from_then_on_and_the_old_one_goes(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        await machine.power_on()
+    _make_guest_image(site.guest_image, b"newer")
+    async with site.driver() as driver:
+        await driver.close()  # what nobody waits for is done
+        [machine] = await driver.list()
+        assert len(isos(site)) == 1  # the VM that runs still has it
+        await machine.power_off()
+        await machine.power_on()
+        vm = site.vm(f"web-{machine.id[:12]}")
+        booted = next(
+            one.backing.fileName for one in vm.config.hardware.device if isinstance(one, vim.vm.device.VirtualCdrom)
+        )
+        assert {Path(booted).stem} < isos(site)
+    async with site.driver() as driver:
+        await driver.close()
+        assert {Path(booted).stem} == isos(site)
+
+
+def isos(site: Site) -> set[str]:
+    return {path.stem for path in (site.front.simulator.datastore_dir() / site.folder / "guest").glob("*.iso")}
 
 
 # --- instant clone

@@ -68,10 +68,18 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """A disk that others are children of, and as large as."""
+
+    path: str
+    capacity_bytes: int
+
+
+@dataclass(frozen=True)
 class Disks:
     """A container's, as "[datastore] path": the image's and the empty one are parents, `writable` is made."""
 
-    image: str
+    image: Parent
     empty: str
     writable: str
 
@@ -89,12 +97,11 @@ def describe(
     _describe(config, spec.memory_bytes, spec.cpus, name, hardware, uuid, values)
     writable = _child_disk(
         _WRITABLE,
-        disks.empty,
+        Parent(disks.empty, ext4.whole_size(spec.writable_disk_bytes)),
         disks.writable,
         _SCSI,
         WRITABLE_UNIT,
         _DiskMode.independent_persistent,
-        ext4.whole_size(spec.writable_disk_bytes),  # its parent's
     )
     config.deviceChange += [image_disk(disks.image, _SCSI), writable]
 
@@ -125,9 +132,9 @@ def options(values: Mapping[str, str]) -> list[vim.option.OptionValue]:
     return [vim.option.OptionValue(key=key, value=value) for key, value in values.items()]
 
 
-def image_disk(image: str, controller: int) -> vim.vm.device.VirtualDeviceSpec:
+def image_disk(image: Parent, controller: int) -> vim.vm.device.VirtualDeviceSpec:
     """The image's disk, for the controller of that key."""
-    return _child_disk(_IMAGE, image, "", controller, IMAGE_UNIT, _DiskMode.independent_nonpersistent, None)
+    return _child_disk(_IMAGE, image, "", controller, IMAGE_UNIT, _DiskMode.independent_nonpersistent)
 
 
 def backing_at(path: str) -> Any:
@@ -278,14 +285,13 @@ def _scsi_controller() -> vim.vm.device.VirtualDeviceSpec:
 
 
 def _child_disk(
-    key: int, parent_disk: str, path: str, controller: int, unit: int, mode: str, capacity_bytes: int | None
+    key: int, parent: Parent, path: str, controller: int, unit: int, mode: str
 ) -> vim.vm.device.VirtualDeviceSpec:
     """`path` empty: vSphere chooses one in the VM's directory."""
     flat: Any = vim.vm.device.VirtualDisk.FlatVer2BackingInfo
-    backing = flat(fileName=path, diskMode=mode, thinProvisioned=True, parent=flat(fileName=parent_disk, diskMode=mode))
-    disk = vim.vm.device.VirtualDisk(key=key, controllerKey=controller, unitNumber=unit, backing=backing)
-    if capacity_bytes is not None:
-        disk.capacityInKB = capacity_bytes // _KIB
+    backing = flat(fileName=path, diskMode=mode, thinProvisioned=True, parent=flat(fileName=parent.path, diskMode=mode))
+    disk: Any = vim.vm.device.VirtualDisk(key=key, controllerKey=controller, unitNumber=unit, backing=backing)
+    disk.capacityInKB = parent.capacity_bytes // _KIB
     return _added(disk, _FileOperation.create)
 
 

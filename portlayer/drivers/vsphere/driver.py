@@ -27,6 +27,7 @@ from portlayer.drivers.vsphere import (
     operations,
     placement,
     virtual_machines,
+    vmdk,
 )
 from portlayer.drivers.vsphere.cloning import CLONE_NAME, VsphereCloning, is_supported
 from portlayer.drivers.vsphere.config_spec import Hardware
@@ -109,6 +110,7 @@ class VsphereDriver:
         await self._session.updates.add(self._vms)
         await self._load()
         await asyncio.to_thread(self._remove_stray_directories)
+        self.later(self._remove_unused_isos(), "removing guest images that no VM boots")
 
     async def close(self) -> None:
         while self._background:
@@ -212,8 +214,9 @@ class VsphereDriver:
                 return
             await change.wait()
 
-    def image_path(self, name: str) -> str:
-        return self._datastore.image_path(name)
+    async def image_disk(self, name: str) -> config_spec.Parent:
+        size = await self._datastore.image_disk_bytes(name)
+        return config_spec.Parent(self._datastore.image_path(name), vmdk.whole(size))
 
     def described(self, spec: MachineSpec) -> vim.vm.ConfigSpec:
         about = vim.vm.ConfigSpec(managedBy=self._managed_by)
@@ -281,7 +284,7 @@ class VsphereDriver:
         vc_uuid = first_uuid(spec.id)
         kept = Kept(spec, secrets.token_hex(16), await self.boot())
         disks = config_spec.Disks(
-            image=self._datastore.image_path(spec.image_disk),
+            image=await self.image_disk(spec.image_disk),
             empty=await self._datastore.empty_disk(spec.writable_disk_bytes),
             writable=self._disk_place.path(f"{self._disk_directory}/{spec.id}.vmdk"),
         )
@@ -338,6 +341,13 @@ class VsphereDriver:
             await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
         for found, values in contents.templates:
             await operations.quietly(self._cloning.load(found, values), f"taking up the template {found.name}")
+
+    async def _remove_unused_isos(self) -> None:
+        """A VM has the guest image that it booted last in its CD-ROM until it boots again."""
+        used = {machine.guest_iso for machine in self._machines.values()}
+        for digest in await self._datastore.guest_isos() - {self._guest_image.iso_digest}:
+            if not any(digest in path for path in used):
+                await self._datastore.remove_guest_iso(digest)
 
     def _machine(self, found: Found, kept: Kept) -> VsphereMachine:
         directory = self._directories / kept.spec.id

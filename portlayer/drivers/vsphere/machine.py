@@ -58,8 +58,8 @@ class Surroundings(Protocol):
     async def wait_off(self, vm: Any) -> None:
         """Returns when a VM is off or gone."""
 
-    def image_path(self, name: str) -> str:
-        """Where an image disk is, "[datastore] path"."""
+    async def image_disk(self, name: str) -> config_spec.Parent:
+        """The disk of an image."""
 
     def card_backings(self, networks: Sequence[str]) -> tuple[Any, ...]:
         """What network cards on these networks are backed by. NotFoundError when one of them is not there any more."""
@@ -111,6 +111,11 @@ class VsphereMachine:
     @property
     def vc_uuid(self) -> str:
         return self._vc_uuid
+
+    @property
+    def guest_iso(self) -> str:
+        """What its CD-ROM has, "[datastore] path"."""
+        return self._booted.guest_iso
 
     @property
     def directory(self) -> Path:
@@ -214,7 +219,7 @@ class VsphereMachine:
     async def _take_disks_back(self) -> None:
         """The disks of a VM whose move into a clone came to nothing."""
         devices = await operations.devices(self._session, self._vm, self._name)
-        changes = self._disks(devices, self._lent_disk)
+        changes = await self._disks(devices, self._lent_disk)
         spec = vim.vm.ConfigSpec(deviceChange=changes, extraConfig=config_spec.options(extra_config.lent_disk("")))
         await operations.reconfigure(self._session, self._vm, spec, f"giving the VM {self._name} its disks back")
         self._lent_disk = None
@@ -229,7 +234,7 @@ class VsphereMachine:
         devices = await operations.devices(self._session, clone.vm, clone.name)
         record = self._written if self._written is not None else await self.read_record()
         spec = self._around.described(self._spec)
-        spec.deviceChange = self._disks(devices, writable)
+        spec.deviceChange = await self._disks(devices, writable)
         if not config_spec.cards(devices):
             spec.deviceChange += config_spec.nics(networks)
         values = extra_config.fixed(self._spec, clone.token) | extra_config.boot(self._booted)
@@ -263,14 +268,14 @@ class VsphereMachine:
         self._lent_disk = writable.backing
         return self._lent_disk
 
-    def _disks(self, devices: list[Any], writable: Any) -> list[Any]:
+    async def _disks(self, devices: list[Any], writable: Any) -> list[Any]:
         """The container's disks, for a VM with these devices, unless it has them."""
         controller = config_spec.scsi_controller_key(devices)
         if controller is None:
             raise DriverError(f"the VM {self._name} has lost its PVSCSI controller")
         changes = []
         if config_spec.disk_at(devices, config_spec.IMAGE_UNIT) is None:
-            changes.append(config_spec.image_disk(self._around.image_path(self._spec.image_disk), controller))
+            changes.append(config_spec.image_disk(await self._around.image_disk(self._spec.image_disk), controller))
         if config_spec.disk_at(devices, config_spec.WRITABLE_UNIT) is None:
             changes.append(config_spec.existing_disk(writable, controller))
         return changes
