@@ -145,12 +145,12 @@ async def test_a_fork_takes_its_sources_state_and_its_own_calls(lab: Lab, estate
     assert qemus("one"), "the source stays, frozen"
 
 
-async def test_machines_die_with_the_lab(estate: Estate) -> None:
+async def test_machines_die_with_the_lab(estate: Estate, tmp_path: Path) -> None:
     machine = estate.create("one")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(LAB), "--host", estate.account.host, "--port", str(estate.account.port)),
         *("--user", estate.account.user),
-        env=os.environ | {"LAB_PASSWORD": estate.account.password},
+        env=os.environ | {"LAB_PASSWORD": estate.account.password, "TMPDIR": str(tmp_path)},
     )
     try:
         await power_on(estate, machine)
