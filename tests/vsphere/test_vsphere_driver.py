@@ -174,6 +174,22 @@ async def test_a_new_port_layer_finds_everything(site: Site) -> None:
         assert await found[first.id].read_record() == b"newest"
 
 
+async def test_a_record_that_somebody_else_wrote_is_not_overwritten(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        vm = site.vm(f"web-{machine.id[:12]}")
+        await machine.write_record(b"longer" * 20_000)
+        outcome(vm.ReconfigVM_Task(vim.vm.ConfigSpec(annotation="an administrator's note")))
+        await machine.write_record(b"ours")  # a change of something else is no matter
+        options = [
+            vim.option.OptionValue(key=key, value=value) for key, value in extra_config.record(b"theirs").items()
+        ]
+        outcome(vm.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=options)))
+        with pytest.raises(ConflictError, match="is there another VCH"):
+            await machine.write_record(b"ours again")
+        assert extra_config.read_record(extra(vm)) == b"theirs"
+
+
 async def test_vms_of_others_and_broken_ones_are_left_alone(site: Site) -> None:
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")

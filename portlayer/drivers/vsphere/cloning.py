@@ -19,6 +19,7 @@ import hashlib
 import logging
 import secrets
 import time
+import uuid as uuids
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -270,6 +271,7 @@ class VsphereCloning:
             find = session.content.searchIndex.FindChild
             return await session.call(find, location.folder, name, what="looking for a clone by its name")
 
+        uuid = ""
         vm = await once.made(session, clone_it, find, entity=parent.vm, name=name, what=what)
         try:
             uuid = (await session.read([vm], [_UUID]))[vm][_UUID]
@@ -279,7 +281,9 @@ class VsphereCloning:
             )
             await self._connected(clone)
         except BaseException:
-            await operations.remove(session, vm, name)
+            if uuid:
+                self.around.lines.dismiss(uuid)
+            await operations.quietly(operations.remove(session, vm, name), f"removing the VM {name}")
             raise
         return clone
 
@@ -292,9 +296,8 @@ class VsphereCloning:
 
     async def _boot_parent(self, shape: Shape) -> Parent:
         boot, token = await self.around.boot(), secrets.token_hex(16)
-        key, uuid = self._key(shape, boot), secrets.token_hex(16)
+        key, uuid = self._key(shape, boot), str(uuids.uuid4())
         name = f"{TEMPLATE_NAME}{shape.memory_bytes // _MIB}-{shape.cpus}-{secrets.token_hex(4)}"
-        uuid = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
         values = {extra_config.TOKEN: token, extra_config.TEMPLATE: "being made"}
         annotation = "Containers start as instant clones of this VM. Managed by its virtual container host."
         config = config_spec.parent(

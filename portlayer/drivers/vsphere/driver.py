@@ -297,7 +297,7 @@ class VsphereDriver:
         self._lines.admit(vc_uuid, kept.token)
         try:
             vm = await self._make_with_files(config, f"creating the VM {name}")
-            self._machines[spec.id] = self._machine(Found(vm, name, vc_uuid), kept)
+            self._machines[spec.id] = self._machine(Found(vm, name, vc_uuid), kept, record)
         except BaseException:
             self._lines.dismiss(vc_uuid)
             raise
@@ -349,10 +349,10 @@ class VsphereDriver:
             if not any(digest in path for path in used):
                 await self._datastore.remove_guest_iso(digest)
 
-    def _machine(self, found: Found, kept: Kept) -> VsphereMachine:
+    def _machine(self, found: Found, kept: Kept, record: bytes | None = None) -> VsphereMachine:
         directory = self._directories / kept.spec.id
         directory.mkdir(mode=0o700, exist_ok=True)
-        return VsphereMachine(self, found.vm, found.name, found.vc_uuid, kept, directory)
+        return VsphereMachine(self, found.vm, found.name, found.vc_uuid, kept, directory, record)
 
     def _remove_stray_directories(self) -> None:
         for path in self._directories.iterdir():

@@ -115,6 +115,11 @@ def record_keys(values: Mapping[str, str]) -> list[str]:
         raise DriverError("the VM does not say how large its record is") from error
     if not 0 <= size <= _MAX_RECORD_BYTES:
         raise DriverError(f"the VM says that its record has {size} bytes")
+    return pieces_of(size)
+
+
+def pieces_of(size: int) -> list[str]:
+    """The keys of a record of `size` bytes."""
     characters = 4 * -(-size // 3)
     return [_piece(number) for number in range(max(1, -(-characters // _PIECE)))]
 

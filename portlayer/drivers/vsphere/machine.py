@@ -21,18 +21,17 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import Clone, MachineSpec, PowerState
 from portlayer.drivers.uninterrupted import uninterrupted
-from portlayer.drivers.vsphere import config_spec, extra_config, operations, virtual_machines
+from portlayer.drivers.vsphere import config_spec, extra_config, operations
 from portlayer.drivers.vsphere.cloning import VsphereClone
 from portlayer.drivers.vsphere.extra_config import Boot
-from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
-from portlayer.errors import ConflictError, DriverError, NotFoundError
+from portlayer.drivers.vsphere.vm_record import VmRecord
+from portlayer.errors import ConflictError, DriverError
 
 # A VM that runs and has not dialled in after this long has its serial port plugged in anew; seconds.
 _DIAL_S = 15.0
-_GUARDED_ATTEMPTS = 5
 _SETTINGS = ["config.hardware.device", "config.hardware.memoryMB", "config.hardware.numCPU", *config_spec.ALLOCATIONS]
 _log = logging.getLogger(__name__)
 
@@ -72,7 +71,10 @@ class Surroundings(Protocol):
 
 
 class VsphereMachine:
-    """Implements Machine. `kept` is what the VM's extraConfig says, `vc_uuid` its instanceUuid."""
+    """Implements Machine. `kept` is what the VM's extraConfig says, `vc_uuid` its instanceUuid.
+
+    `record` is what the VM was made with; None when it was found.
+    """
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class VsphereMachine:
         vc_uuid: str,
         kept: extra_config.Kept,
         directory: Path,
+        record: bytes | None = None,
     ) -> None:
         self._around = around
         self._spec = kept.spec
@@ -92,8 +95,7 @@ class VsphereMachine:
         self._vc_uuid = vc_uuid
         self._directory = directory
         self._lock = asyncio.Lock()  # guards the power and the devices
-        self._record_lock = asyncio.Lock()
-        self._written: bytes | None = None
+        self._record = VmRecord(around.session, record)
 
     @property
     def id(self) -> str:
@@ -134,14 +136,10 @@ class VsphereMachine:
         return self._around.session
 
     async def read_record(self) -> bytes:
-        values = await self._values([extra_config.RECORD_SIZE, extra_config.RECORD])
-        missing = [key for key in extra_config.record_keys(values) if key not in values]
-        self._written = extra_config.read_record(values | (await self._values(missing) if missing else {}))
-        return self._written
+        return await self._record.read(self._vm, self._name)
 
     async def write_record(self, record: bytes) -> None:
-        async with self._record_lock:
-            await uninterrupted(self._write_record(record))
+        await self._record.write(self._vm, self._name, record)
 
     async def power_state(self) -> PowerState:
         return await operations.power_state(self._session, self._vm, self._name)
@@ -232,7 +230,7 @@ class VsphereMachine:
         networks = self._around.card_backings(self._spec.networks)
         writable = await self._lend_disk(networks)
         devices = await operations.devices(self._session, clone.vm, clone.name)
-        record = self._written if self._written is not None else await self.read_record()
+        record = await self._record.known(self._vm, self._name)
         spec = self._around.described(self._spec)
         spec.deviceChange = await self._disks(devices, writable)
         if not config_spec.cards(devices):
@@ -279,48 +277,6 @@ class VsphereMachine:
         if config_spec.disk_at(devices, config_spec.WRITABLE_UNIT) is None:
             changes.append(config_spec.existing_disk(writable, controller))
         return changes
-
-    # --- the record
-
-    async def _write_record(self, record: bytes) -> None:
-        """Guarded by the changeVersion: one that somebody else has written meanwhile is not overwritten."""
-        values = config_spec.options(extra_config.record(record))
-        version = self._around.vms.known(self._vm, virtual_machines.CHANGE_VERSION)
-        for _ in range(_GUARDED_ATTEMPTS):
-            spec = vim.vm.ConfigSpec(extraConfig=values, changeVersion=version or await self._change_version())
-            try:
-                await operations.reconfigure(self._session, self._vm, spec, f"writing the record of {self._name}")
-                break
-            except ConflictError as error:
-                if not caused_by(error, vim.fault.ConcurrentAccess):
-                    raise
-            if await self._holds(record):
-                break  # the answer to our own write was lost
-            version = None
-        else:
-            raise ConflictError(f"the VM {self._name} is changed by others all the time: its record is not written")
-        self._written = record
-
-    async def _holds(self, record: bytes) -> bool:
-        """Whether the VM has this record. ConflictError when it has one that this machine did not write."""
-        before = self._written
-        found = await self.read_record()
-        if before is not None and found not in (record, before):
-            raise ConflictError(
-                f"the record of the VM {self._name} was written by somebody else: is there another VCH?"
-            )
-        return found == record
-
-    async def _change_version(self) -> str:
-        path = virtual_machines.CHANGE_VERSION
-        return str((await operations.properties(self._session, self._vm, self._name, [path])).get(path, ""))
-
-    async def _values(self, keys: list[str]) -> dict[str, str]:
-        """Values of extraConfig."""
-        found = await operations.values_of(self._session, [self._vm], keys)
-        if self._vm not in found:
-            raise NotFoundError(f"the VM {self._name} does not exist any more")
-        return found[self._vm]
 
     async def _require(self, wanted: PowerState) -> None:
         if (state := await self.power_state()) is not wanted:

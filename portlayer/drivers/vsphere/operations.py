@@ -86,9 +86,14 @@ async def plug_in(session: Session, vm: Any, name: str) -> None:
         await reconfigure(session, vm, spec, f"connecting the serial port of the VM {name}")
 
 
+def extra_config_path(key: str) -> str:
+    """The property path of one value."""
+    return f'config.extraConfig["{key}"].value'
+
+
 async def values_of(session: Session, vms: Sequence[Any], keys: Sequence[str]) -> dict[Any, dict[str, str]]:
     """Values of extraConfig, of many VMs at once, without all the rest of their configuration."""
-    paths = {f'config.extraConfig["{key}"].value': key for key in keys}
+    paths = {extra_config_path(key): key for key in keys}
     found = await session.read(vms, list(paths))
     return {vm: {paths[path]: str(value) for path, value in values.items()} for vm, values in found.items()}
 
