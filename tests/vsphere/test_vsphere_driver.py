@@ -223,6 +223,20 @@ async def test_power_and_who_waits_for_its_end(site: Site) -> None:
         assert {change.machine_id for change in site.told} == {machine.id}
 
 
+async def test_views_that_are_not_followed_any_more_are_ended(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        for _ in range(3):  # the connection breaks, the session does not
+            collector = driver.session.updates._collector
+            await driver.session.call(collector.DestroyPropertyCollector, what="as a crash does")
+            await until(lambda collector=collector: driver.session.updates._collector not in (None, collector))
+            await machine.power_on()
+            await machine.power_off()
+        calls = site.front.calls
+        assert calls["CreateListView"] == 4
+        assert calls["CreateListView"] + calls["CreateContainerView"] - calls["DestroyView"] == 2
+
+
 async def test_a_vm_that_somebody_removes_is_gone(site: Site) -> None:
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")
@@ -308,6 +322,18 @@ async def test_a_new_guest_image_is_booted_from_then_on_and_the_old_one_goes(sit
 
 def isos(site: Site) -> set[str]:
     return {path.stem for path in (site.front.simulator.datastore_dir() / site.folder / "guest").glob("*.iso")}
+
+
+async def test_a_creation_that_fails_keeps_no_other_waiting(site: Site) -> None:
+    """It looks at all that was begun in the folder, which others wait for."""
+    async with site.driver() as driver:
+        await driver.destroy(await driver.create(spec(), b"record"))
+        full = vim.fault.NoDiskSpace(msg="LocalDS_0 is full", datastore="LocalDS_0")
+        site.front.inject("CreateVM_Task", fail_task(full), skip=2, times=2)
+        async with asyncio.timeout(60):
+            made = await asyncio.gather(*(driver.create(spec(), b"record") for _ in range(8)), return_exceptions=True)
+        assert sum(isinstance(one, ExhaustedError) for one in made) == 2
+        assert len(await driver.list()) == len(site.names()) == 6
 
 
 # --- instant clone

@@ -148,6 +148,21 @@ async def test_tasks_that_wait_survive_the_end_of_the_session(simulator: Simulat
         await session.run(vm.Destroy_Task, what="removing")
 
 
+async def test_some_may_wait_for_one_task(session: Session) -> None:
+    """And whoever comes when it has ended, and has left the view or not, is told as well."""
+    vm = await create(session, "shared")
+    try:
+        for method in (vm.PowerOnVM_Task, vm.PowerOffVM_Task):
+            task = await session.call(method, what="power")
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(session.updates.outcome(task, "power", None) for _ in range(3)))
+                await session.updates.outcome(task, "power", None)
+                await session.run(vm.ReconfigVM_Task, vim.vm.ConfigSpec(), what="another")
+                await session.updates.outcome(task, "power", None)
+    finally:
+        await session.run(vm.Destroy_Task, what="removing")
+
+
 async def test_a_closed_session_ends_those_who_wait(simulator: Simulator) -> None:
     session = Session(endpoint(simulator), credentials(simulator))
     await session.open()

@@ -12,6 +12,7 @@ from pyVmomi import vim, vmodl
 from portlayer.drivers.vsphere import extra_config
 from portlayer.drivers.vsphere.extra_config import Kept
 from portlayer.drivers.vsphere.session import Session
+from portlayer.drivers.vsphere.updates import forget_view
 from portlayer.errors import DriverError
 
 _NAME, _UUID = "name", "config.instanceUuid"
@@ -99,7 +100,7 @@ async def _read(session: Session, scope: Any) -> list[tuple[Found, dict[str, str
         )
         known = await session.retrieve(spec)
     finally:
-        await session.call(view.DestroyView, what=what)
+        await forget_view(session, view)
     return [
         (
             Found(vm, str(values.get(_NAME, vm._moId)), str(values.get(_UUID, ""))),

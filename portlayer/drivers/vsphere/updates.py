@@ -51,6 +51,13 @@ class Source(Protocol):
         """The updates so far make a consistent picture."""
 
 
+async def forget_view(session: Session, view: Any) -> None:
+    """Ends a view that is not followed any more; the server keeps it as long as the session. No effect for None."""
+    if view is not None:
+        with contextlib.suppress(PortLayerError):  # it went with its session
+            await session.call(view.DestroyView, what="ending a view")
+
+
 class Updates:
     """The long poll and its sources."""
 
@@ -175,6 +182,17 @@ class _Waiting:
         self.on_progress = on_progress
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def take(self, values: dict[str, Any]) -> None:
+        self.values |= values
+        if self.values.get("info.state") in (vim.TaskInfo.State.success, vim.TaskInfo.State.error):
+            self.end.set_result(None)
+        elif self.on_progress is not None and (percent := self.values.get("info.progress")) is not None:
+            self.on_progress(percent)
+
+    def fail(self, error: PortLayerError) -> None:
+        if not self.end.done():
+            self.end.set_exception(error)
+
 
 class _Tasks:
     """The source of the tasks that somebody waits for: one list view."""
@@ -182,11 +200,14 @@ class _Tasks:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._view: Any = None
-        self._waiting: dict[str, _Waiting] = {}
-        self._done: list[vim.Task] = []
+        # Some may wait for the same task: who looks for what an earlier attempt made meets the tasks of others.
+        self._waiting: dict[str, list[_Waiting]] = {}
+        # In the view, though nobody waits any more; they leave it when the next one enters.
+        self._done: dict[str, vim.Task] = {}
 
     async def begin(self, session: Session) -> Any:
         self._done.clear()
+        await forget_view(session, self._view)
         self._view = await session.call(session.content.viewManager.CreateListView, [], what="following tasks")
         if self._waiting:
             await self._look_again()
@@ -202,13 +223,21 @@ class _Tasks:
         )
 
     async def outcome(self, task: vim.Task, what: str, on_progress: Callable[[int], None] | None) -> Any:
-        waiting = self._waiting[task._moId] = _Waiting(task, on_progress)
+        waiting = _Waiting(task, on_progress)
+        others = self._waiting.setdefault(task._moId, [])
+        is_shown = bool(others) or task._moId in self._done
+        others.append(waiting)
         try:
-            await self._show(task)
+            if is_shown:
+                await self._look(task)
+            else:
+                await self._show(task)
             await waiting.end
         finally:
-            self._waiting.pop(task._moId, None)
-            self._done.append(task)
+            others.remove(waiting)
+            if not others:
+                del self._waiting[task._moId]
+                self._done[task._moId] = task
         if waiting.values.get("info.state") == vim.TaskInfo.State.success:
             return waiting.values.get("info.result")
         fault = waiting.values.get("info.error") or vmodl.MethodFault(msg="it failed without a fault")
@@ -216,7 +245,7 @@ class _Tasks:
 
     async def _show(self, task: vim.Task) -> None:
         """Has the task followed."""
-        done, self._done = self._done, []
+        done, self._done = list(self._done.values()), {}
         try:
             unknown = await self._session.call(self._view.ModifyListView, [task], done, what="following a task")
         except NotFoundError:
@@ -224,30 +253,36 @@ class _Tasks:
         if unknown and task in unknown:
             raise TaskLostError("vSphere does not know what became of a task")
 
+    async def _look(self, task: vim.Task) -> None:
+        """For a task in the view: what it has come to may have been told before, and is not told again."""
+        self._done.pop(task._moId, None)
+        found = await self._session.read([task], _TASK_PATHS)
+        if task not in found:
+            raise TaskLostError("vSphere does not know what became of a task")
+        self._take(task._moId, found[task])
+
     def apply(self, update: Any) -> None:
-        waiting = self._waiting.get(update.obj._moId)
-        if waiting is None or waiting.end.done():
-            return
-        waiting.values |= {change.name: change.val for change in update.changeSet or ()}
-        state = waiting.values.get("info.state")
-        if state in (vim.TaskInfo.State.success, vim.TaskInfo.State.error):
-            waiting.end.set_result(None)
-        elif waiting.on_progress is not None and (percent := waiting.values.get("info.progress")) is not None:
-            waiting.on_progress(percent)
+        self._take(update.obj._moId, {change.name: change.val for change in update.changeSet or ()})
+
+    def _take(self, key: str, values: dict[str, Any]) -> None:
+        for waiting in self._waiting.get(key, ()):
+            if not waiting.end.done():
+                waiting.take(values)
 
     def complete(self) -> None:
         pass
 
     def fail(self, error: PortLayerError) -> None:
-        for waiting in self._waiting.values():
-            if not waiting.end.done():
-                waiting.end.set_exception(error)
+        for waiting in self._all():
+            waiting.fail(error)
 
     async def _look_again(self) -> None:
         """After a broken connection: the tasks that are still waited for, in the new view."""
-        tasks = [waiting.task for waiting in self._waiting.values()]
+        tasks = [of_one[0].task for of_one in self._waiting.values()]
         unknown = await self._session.call(self._view.ModifyListView, tasks, [], what="following tasks")
         for task in unknown or ():
-            waiting = self._waiting.get(task._moId)
-            if waiting is not None and not waiting.end.done():
-                waiting.end.set_exception(TaskLostError("vSphere does not know what became of a task"))
+            for waiting in self._waiting.get(task._moId, ()):
+                waiting.fail(TaskLostError("vSphere does not know what became of a task"))
+
+    def _all(self) -> list[_Waiting]:
+        return [waiting for of_one in self._waiting.values() for waiting in of_one]

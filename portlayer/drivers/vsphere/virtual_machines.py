@@ -9,6 +9,7 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from portlayer.drivers.vsphere.session import Session
+from portlayer.drivers.vsphere.updates import forget_view
 
 NAME = "name"
 POWER = "runtime.powerState"
@@ -27,6 +28,7 @@ class VirtualMachines:
 
     def __init__(self, folder: vim.Folder, on_change: OnChange) -> None:
         self._folder = folder
+        self._view: Any = None
         self._on_change = on_change
         self._known: dict[str, dict[str, Any]] = {}
         self._objects: dict[str, vim.VirtualMachine] = {}
@@ -36,14 +38,15 @@ class VirtualMachines:
     async def begin(self, session: Session) -> Any:
         self._unconfirmed = set(self._known)
         views = session.content.viewManager
-        view = await session.call(
+        await forget_view(session, self._view)
+        self._view = await session.call(
             views.CreateContainerView, self._folder, [vim.VirtualMachine], True, what="following the VMs"
         )
         return _Collector.FilterSpec(
             propSet=[_Collector.PropertySpec(type=vim.VirtualMachine, pathSet=_PATHS)],
             objectSet=[
                 _Collector.ObjectSpec(
-                    obj=view,
+                    obj=self._view,
                     skip=True,
                     selectSet=[_Collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)],
                 )
