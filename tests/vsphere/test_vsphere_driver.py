@@ -19,7 +19,7 @@ from vsphere_esxi_port import EsxiPort
 from vsphere_front import Front
 from vsphere_plain import Plain, extra, outcome
 from vsphere_simulator import HOST
-from vsphere_trouble import cut_after, fail_task
+from vsphere_trouble import cut_after, fail_task, fail_task_after, unavailable
 
 from portlayer.drivers.base import Change, MachineChange, MachineSpec, PowerState, Shape
 from portlayer.drivers.vsphere import cloning, extension, extra_config, site_driver
@@ -381,6 +381,50 @@ async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, s
         await driver.destroy(machine)
         await again.remove()
     assert (site.names(), site.files()) == ([], set())
+
+
+@pytest.mark.parametrize("how", ["cut", "fault"])
+async def test_a_move_whose_answer_is_lost_costs_no_data(site: Site, short_dial: None, how: str) -> None:
+    """The clone has the container's disk by then: whoever removes the clone removes what the container has written."""
+    trouble = {"cut": cut_after(), "fault": fail_task_after(vim.fault.GenericVmConfigFault(msg="in vain"))}[how]
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        disk = writable(site.vm(f"web-{machine.id[:12]}"))
+        clone = await template.clone()
+        site.front.inject("ReconfigVM_Task", trouble, when=lambda call: call.target == clone.vm._moId)
+        await machine.power_on(clone)
+        await until(lambda: f"web-{machine.id[:12]}" in site.names() and len(site.names()) == 2)
+        assert writable(site.vm(f"web-{machine.id[:12]}")) == disk
+        assert any(disk.endswith(path) for path in site.files() if path)
+        assert [await one.read_record() for one in await driver.list()] == [b"record"]
+
+
+async def test_a_clone_that_may_have_the_disk_is_not_removed(site: Site, short_dial: None) -> None:
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        disk = writable(site.vm(f"web-{machine.id[:12]}"))
+        clone = await template.clone()
+        trouble = fail_task_after(vim.fault.GenericVmConfigFault(msg="in vain"))
+        site.front.inject("ReconfigVM_Task", trouble, when=lambda call: call.target == clone.vm._moId)
+        driver.session.delays_s = ()
+        broken = site.front.inject(
+            "RetrievePropertiesEx",
+            unavailable(),
+            times=None,
+            when=lambda call: clone.vm._moId.encode() in call.body and b"extraConfig" in call.body,
+        )
+        with pytest.raises(DriverError):
+            await machine.power_on(clone)
+        assert broken.hits
+        site.front.clear()
+        assert clone.name in site.names()
+    async with site.driver() as driver:
+        [machine] = await driver.list()
+        assert await machine.power_state() is PowerState.RUNNING
+        await until(lambda: len(site.names()) == 2)
+        assert writable(site.vm(f"web-{machine.id[:12]}")) == disk
 
 
 async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial: None) -> None:

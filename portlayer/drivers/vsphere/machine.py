@@ -28,7 +28,7 @@ from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
 from portlayer.drivers.vsphere.vm_record import VmRecord
-from portlayer.errors import ConflictError, DriverError
+from portlayer.errors import ConflictError, DriverError, PortLayerError
 
 # A VM that runs and has not dialled in after this long has its serial port plugged in anew; seconds.
 _DIAL_S = 15.0
@@ -96,6 +96,8 @@ class VsphereMachine:
         self._directory = directory
         self._lock = asyncio.Lock()  # guards the power and the devices
         self._record = VmRecord(around.session, record)
+        # VMs that it was before, until they are removed: one that stayed behind would become the container again.
+        self._former: list[Any] = []
 
     @property
     def id(self) -> str:
@@ -188,6 +190,8 @@ class VsphereMachine:
     async def remove(self) -> None:
         """Powers it off and removes VM and disks. No effect when it is gone."""
         async with self._lock:
+            for former in list(self._former):
+                await operations.remove(self._session, former, f"that {self._name} was")
             if self._lent_disk:  # back to where it is removed with the VM
                 await operations.quietly(self._take_disks_back(), f"the disk of the VM {self._name}")
             await operations.remove(self._session, self._vm, self._name)
@@ -237,13 +241,37 @@ class VsphereMachine:
             spec.deviceChange += config_spec.nics(networks)
         values = extra_config.fixed(self._spec, clone.token) | extra_config.boot(self._booted)
         spec.extraConfig = config_spec.options(values | extra_config.record(record) | extra_config.clone(""))
-        await operations.reconfigure(self._session, clone.vm, spec, f"making {clone.name} the VM of {self._name}")
+        try:
+            await operations.reconfigure(self._session, clone.vm, spec, f"making {clone.name} the VM of {self._name}")
+        except PortLayerError:
+            if not await self._is_own(clone):
+                raise
         clone.become_a_containers()
         before, self._vm, self._vc_uuid, self._lent_disk = self._vm, clone.vm, clone.uuid, None
+        self._former.append(before)
         self._around.later(self._replace(before, self._name), f"removing the VM that {self._name} was")
+
+    async def _is_own(self, clone: VsphereClone) -> bool:
+        """Whether a clone has become this container's VM, after its reconfiguration seemed to fail.
+
+        While nobody knows, the clone is not to be removed: the writable disk would go with it. Then it stays, and the
+        next port layer finds out.
+        """
+        try:
+            keys = [extra_config.ID, extra_config.CLONE]
+            found = await operations.values_of(self._session, [clone.vm], keys)
+        except PortLayerError:
+            _log.error("the clone %s is kept, as it may have the disk of %s", clone.name, self._name)
+            clone.become_a_containers()
+            self._former.append(clone.vm)  # to be removed with the container
+            raise
+        values = found.get(clone.vm, {})
+        return values.get(extra_config.ID) == self.id and not values.get(extra_config.CLONE)
 
     async def _replace(self, before: Any, name: str) -> None:
         await operations.remove(self._session, before, name)
+        if before in self._former:
+            self._former.remove(before)
         await self.rename_as(name)
 
     async def _lend_disk(self, networks: Sequence[Any]) -> Any:
