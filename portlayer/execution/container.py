@@ -55,6 +55,7 @@ RECORD_VERSION = 1
 _KILL_S = 10.0
 _STOP_CALL_S = 10.0
 _SIGNAL_S = 30.0
+_HALT_S = 5.0
 # After a restart, a hypervisor that does not say so soon whether a machine runs is not waited for.
 _RECOVER_S = 10.0
 _SAVE_RETRY_S = 1.0
@@ -298,7 +299,7 @@ class Container:
             if not self.spec.auto_remove:
                 await self._save_surely()
                 if not ended.vm_restarted:
-                    await run.settle()
+                    await self._let_end(run)
         finally:
             await run.close()
             self._settled.set()
@@ -307,6 +308,13 @@ class Container:
         elif ended.vm_restarted and not self.record.halted and self.state.status == states.EXITED:
             await self.start()  # whoever restarted the VM wants it to do what it did
         await self._start_again()
+
+    async def _let_end(self, run: Run) -> None:
+        """A hypervisor that is away must not keep the container from what comes after its end."""
+        try:
+            await run.settle()
+        except PortLayerError as error:
+            _log.warning("container %s has ended; whether its VM is off is not known: %s", self.id[:12], error)
 
     def _record_exit(self, ended: Ended) -> None:
         self._move(Action.EXIT)
@@ -371,11 +379,13 @@ class Container:
         await self._save()
 
     async def _halt(self) -> None:
-        """Somebody ends it: no policy starts it again, not even if the port layer dies before it has ended."""
+        """Somebody ends it: no policy starts it again, not even if the port layer dies before it has ended.
+
+        A hypervisor that does not take that down in time does not keep the container from ending.
+        """
         self.record.halted = True
         if self.spec.restart.kind != restarts.NEVER:
-            with contextlib.suppress(PortLayerError):
-                await self._save()
+            await asyncio.wait([self._host.tasks.spawn(self._save(), f"halt {self.id[:12]}")], timeout=_HALT_S)
 
     async def update(self, policy: types_pb2.RestartPolicy) -> None:
         """Gives it another restart policy. Raises InvalidArgumentError, ConflictError."""
@@ -725,7 +735,7 @@ class Container:
             run.adopt(self.record.start_request_id, stdin=False)
             with contextlib.suppress(UnavailableError):
                 await run.client.power_off(timeout_s=_STOP_CALL_S)
-            await run.settle()
+            await self._let_end(run)
         finally:
             await run.close()
             self._settled.set()

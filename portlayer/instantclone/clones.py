@@ -17,6 +17,7 @@ from portlayer.v1 import system_pb2
 
 _RETRY_S = 600.0
 _LOOK_ROUND_S = 60.0
+_CLOSE_S = 10.0
 _UNUSED_S = 24 * 3600.0
 _log = logging.getLogger(__name__)
 
@@ -79,8 +80,9 @@ class InstantClones:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
-        for clone in self._pool.take_all():
-            await self._discard(clone)
+        # Those that cannot be removed now, nobody misses: the next port layer removes what is left.
+        if ending := [asyncio.create_task(self._quietly(clone)) for clone in self._pool.take_all()]:
+            await asyncio.wait(ending, timeout=_CLOSE_S)
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
@@ -223,6 +225,12 @@ class InstantClones:
     def _unwatch(self, clone: Clone) -> None:
         if (watch := self._watches.pop(clone, None)) is not None:
             watch.cancel()
+
+    async def _quietly(self, clone: Clone) -> None:
+        try:
+            await self._discard(clone)
+        except PortLayerError as error:
+            _log.warning("a clone that waited stays for now: %s", error)
 
     async def _discard(self, clone: Clone) -> None:
         self._unwatch(clone)

@@ -9,6 +9,7 @@ import json
 import secrets
 import shutil
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from vsphere_esxi_port import EsxiPort
 from vsphere_front import Front
 from vsphere_plain import Plain, extra, outcome
 from vsphere_simulator import HOST
-from vsphere_trouble import cut_after, fail_task, fail_task_after, unavailable
+from vsphere_trouble import cut_after, fail_task, fail_task_after, held, unavailable
 
 from portlayer.drivers.base import Change, MachineChange, MachineSpec, PowerState, Shape
 from portlayer.drivers.vsphere import cloning, extension, extra_config, site_driver
+from portlayer.drivers.vsphere import driver as driver_module
 from portlayer.drivers.vsphere.driver import VsphereDriver
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
 from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
@@ -235,6 +237,46 @@ async def test_views_that_are_not_followed_any_more_are_ended(site: Site) -> Non
         calls = site.front.calls
         assert calls["CreateListView"] == 4
         assert calls["CreateListView"] + calls["CreateContainerView"] - calls["DestroyView"] == 2
+
+
+async def test_who_waits_for_the_end_waits_on_while_vcenter_is_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "_ASK_AGAIN_S", 0.01)
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        await machine.power_on()
+        driver.session.delays_s = ()
+        away = site.front.inject("RetrievePropertiesEx", unavailable(), times=3)
+        waiting = asyncio.ensure_future(machine.wait_off())
+        await until(lambda: away.hits == 3)
+        assert not waiting.done()
+        outcome(site.vm(f"web-{machine.id[:12]}").PowerOffVM_Task())
+        async with asyncio.timeout(20):
+            await waiting
+
+
+async def test_a_vcenter_that_does_not_answer_does_not_keep_the_port_layer(site: Site) -> None:
+    gate = threading.Event()
+    try:
+        async with asyncio.timeout(60):  # far less than a connection is given to answer
+            async with site.driver() as driver:
+                machine = await driver.create(spec(), b"record")
+                for method in ("RetrievePropertiesEx", "DestroyPropertyCollector", "Logout", "Rename_Task"):
+                    site.front.inject(method, held(gate), times=None)
+                asking = asyncio.ensure_future(machine.power_state())
+                turning_on = asyncio.ensure_future(machine.power_off())
+                driver.later(machine.rename_as("other"), "renaming")
+                await until(lambda: site.front.calls["Rename_Task"] == 1)
+                turning_on.cancel()
+            with pytest.raises(DriverError, match="is closed"):
+                await asking
+    finally:
+        gate.set()
+        site.front.drop_sessions()  # which ends the long poll
+        for thread in threading.enumerate():
+            if thread.name == "vsphere":
+                await asyncio.to_thread(thread.join)
 
 
 async def test_a_vm_that_somebody_removes_is_gone(site: Site) -> None:

@@ -44,6 +44,10 @@ from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
 from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError, PortLayerError
 
 _KINDS = {"poweredOn": Change.POWERED_ON, "poweredOff": Change.POWERED_OFF, "suspended": Change.SUSPENDED}
+# Between questions to a vCenter that does not answer, seconds; each of them has been tried for some time.
+_ASK_AGAIN_S = 5.0
+# What is done in the background has this long to end before the connection is closed, seconds.
+_CLOSE_S = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -113,8 +117,9 @@ class VsphereDriver:
         self.later(self._remove_unused_isos(), "removing guest images that no VM boots")
 
     async def close(self) -> None:
-        while self._background:
-            await asyncio.wait(self._background)
+        """What is left then ends with the session, and is found by the next port layer."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=_CLOSE_S)
 
     async def create(self, spec: MachineSpec, record: bytes) -> Machine:
         if spec.id in self._machines:
@@ -204,6 +209,7 @@ class VsphereDriver:
                 raise
 
     async def wait_off(self, vm: Any) -> None:
+        """However long vCenter is away: a container that nobody watches would run for ever."""
         while True:
             change = self._vms.change(vm)
             try:
@@ -212,6 +218,10 @@ class VsphereDriver:
                     return
             except NotFoundError:
                 return
+            except PortLayerError as error:
+                _log.debug("whether a VM is off is not known: %s", error)
+                await self._session.pause(_ASK_AGAIN_S)
+                continue
             await change.wait()
 
     async def image_disk(self, name: str) -> config_spec.Parent:
@@ -317,13 +327,13 @@ class VsphereDriver:
             return
         await machine.remove()
         self._forget(machine_id)
+        await asyncio.to_thread(shutil.rmtree, machine.directory, ignore_errors=True)
 
     def _forget(self, machine_id: str) -> None:
         machine = self._machines.pop(machine_id, None)
         if machine is None:
             return
         self._lines.dismiss(machine.vc_uuid)
-        shutil.rmtree(machine.directory, ignore_errors=True)
         if (group := self._placement.affinity) is not None:
             self.later(group.leave(machine.vm), f"taking a VM out of the group {group.name}")
 
@@ -367,8 +377,13 @@ class VsphereDriver:
         for change in _changes(machine.id, before, now):
             if change.kind is Change.GONE:
                 self._forget(machine.id)
+                self.later(_removed(machine.directory), f"removing {machine.directory}")
             if self._listener is not None:
                 self._listener(change)
+
+
+async def _removed(directory: Path) -> None:
+    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 
 def _changes(machine_id: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[MachineChange]:

@@ -19,8 +19,8 @@ import functools
 import http.client
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from xml.parsers.expat import ExpatError
 
@@ -38,6 +38,11 @@ CONCURRENCY: Final = 8
 DELAYS_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 # For an answer to a single call: tasks are begun, not waited for, by calls, and the long poll ends sooner by itself.
 _ANSWER_TIMEOUT_S = 2.0 * POLL_S
+_CONNECT_TIMEOUT_S = 10.0
+# No further attempt is made so long after the first, seconds: whoever calls is waited for by somebody.
+_TRY_S = 30.0
+# For the server to hear that the session ends.
+_LAST_ANSWER_S = 2.0
 _PAGE = 500
 _log = logging.getLogger(__name__)
 # What pyvmomi raises, of all that it may: faults, broken connections, answers that are no SOAP.
@@ -58,7 +63,7 @@ class Session:
         self.endpoint = endpoint
         self._credentials = credentials
         self.delays_s = tuple(delays_s)
-        self._threads = ThreadPoolExecutor(concurrency, "vsphere")
+        self._under_way: set[asyncio.Future[Any]] = set()
         self._slots = asyncio.Semaphore(concurrency)
         self._login_lock = asyncio.Lock()
         self._logins = 0
@@ -103,40 +108,27 @@ class Session:
             raise
 
     async def close(self) -> None:
-        """Logs out, as far as the server hears it. Calls under way end with an error."""
+        """Logs out, as far as the server hears it within seconds. Calls under way end with an error."""
         self._closing.set()
         await self.updates.close()
         if self._content is not None and self._logins:
-            with contextlib.suppress(*_RAISED):
-                await self._in_thread(self._content.sessionManager.Logout)
+            with contextlib.suppress(TimeoutError, *_RAISED):
+                async with asyncio.timeout(_LAST_ANSWER_S):
+                    await self._in_thread(self._content.sessionManager.Logout)
         if self._stub is not None:
-            await self._in_thread(self._stub.DropConnections)
+            self._stub.DropConnections()
         self._threads_ended = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for answer in list(self._under_way):
+            _set(answer, None, DriverError(f"the session with {self.endpoint.host} is closed"))
 
     async def call(self, method: Callable[..., Any], *args: Any, what: str, **kwargs: Any) -> Any:
         """The answer of a bound method of pyvmomi. `what` is being done: it begins the message of an error."""
         return await self._retried(lambda: method(*args, **kwargs), what)
 
     async def poll(self, method: Callable[..., Any], *args: Any) -> Any:
-        """As `call`, for the one call that takes long on purpose; made once.
-
-        Its thread is a daemon: a server that never answers does not keep the process from ending.
-        """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
-
-        def ask() -> None:
-            try:
-                outcome = functools.partial(_set, answer, method(*args), None)
-            except Exception as error:
-                outcome = functools.partial(_set, answer, None, error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
-                loop.call_soon_threadsafe(outcome)
-
-        threading.Thread(target=ask, name="vsphere-poll", daemon=True).start()
+        """As `call`, for the one call that takes long on purpose; made once."""
         try:
-            return await answer
+            return await self._in_thread(method, *args)
         except _RAISED as fault:
             raise faults.translated(fault, f"following {self.endpoint.host}") from fault
 
@@ -163,9 +155,7 @@ class Session:
             await self.pause(delay)
         raise AssertionError("the last attempt raises")
 
-    async def read(
-        self, objects: Iterable[vim.ManagedEntity], paths: Sequence[str]
-    ) -> dict[vim.ManagedEntity, dict[str, Any]]:
+    async def read(self, objects: Iterable[Any], paths: Sequence[str]) -> dict[Any, dict[str, Any]]:
         """Properties of objects, all in one call or a few; a property that is unset is left out, and so is an object
         that is gone. Objects may be of one type only.
         """
@@ -180,11 +170,11 @@ class Session:
         )
         return await self.retrieve(spec)
 
-    async def retrieve(self, spec: Any) -> dict[vim.ManagedEntity, dict[str, Any]]:
+    async def retrieve(self, spec: Any) -> dict[Any, dict[str, Any]]:
         """As `read`, for a FilterSpec of the property collector."""
         properties = self.content.propertyCollector
         options = vmodl.query.PropertyCollector.RetrieveOptions(maxObjects=_PAGE)
-        found: dict[vim.ManagedEntity, dict[str, Any]] = {}
+        found: dict[Any, dict[str, Any]] = {}
         page = await self.call(properties.RetrievePropertiesEx, [spec], options, what="reading the inventory")
         while page is not None:
             for one in page.objects:
@@ -204,6 +194,7 @@ class Session:
             poolSize=CONCURRENCY,
             httpConnectionTimeout=_ANSWER_TIMEOUT_S,
         )
+        stub.scheme = _Connection
         return stub, vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
 
     async def _login(self, seen: int) -> None:
@@ -224,6 +215,7 @@ class Session:
     async def _retried(self, action: Callable[[], Any], what: str) -> Any:
         """The result of `action` in a thread, however often it takes."""
         delays = iter((*self.delays_s, None))
+        give_up_at = time.monotonic() + _TRY_S
         relogins = 0
         while True:
             if self._threads_ended:
@@ -240,7 +232,8 @@ class Session:
                 await self._retried_login(logins)
             except _RAISED as fault:
                 delay = next(delays)
-                if delay is None or not faults.is_retryable(fault) or self._closing.is_set():
+                late = time.monotonic() >= give_up_at
+                if delay is None or late or not faults.is_retryable(fault) or self._closing.is_set():
                     raise faults.translated(fault, what) from fault
                 _log.info("%s: %s; trying again in %g s", what, faults.words(fault), delay)
                 await self.pause(delay)
@@ -263,7 +256,33 @@ class Session:
             raise DriverError(f"the session with {self.endpoint.host} is closed")
 
     async def _in_thread(self, action: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: action(*args))
+        """What `action` gives. Its thread is a daemon: a server that never answers does not keep the process alive."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._under_way.add(answer)
+        answer.add_done_callback(self._under_way.discard)
+
+        def act() -> None:
+            try:
+                outcome = functools.partial(_set, answer, action(*args), None)
+            except Exception as error:
+                outcome = functools.partial(_set, answer, None, error)
+            if self._threads_ended and self._stub is not None:
+                self._stub.DropConnections()  # its own is in the pool again
+            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
+                loop.call_soon_threadsafe(outcome)
+
+        threading.Thread(target=act, name="vsphere", daemon=True).start()
+        return await answer
+
+
+class _Connection(http.client.HTTPSConnection):
+    """Of one that does not even accept the connection, less patience is wanted than of one that works on an answer."""
+
+    def connect(self) -> None:
+        self.timeout = _CONNECT_TIMEOUT_S
+        super().connect()
+        self.sock.settimeout(_ANSWER_TIMEOUT_S)
 
 
 def _set(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

@@ -79,11 +79,13 @@ class Updates:
     async def close(self) -> None:
         if self._following is not None:
             polling = self._polling
-            await self._end_collector()  # which answers the long poll
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_ANSWER_S):
+                    await self._end_collector()  # which answers the long poll
             if polling is not None:
                 await asyncio.wait([polling], timeout=_LAST_ANSWER_S)
             self._following.cancel()
-            await asyncio.wait([self._following])
+            await asyncio.gather(self._following, return_exceptions=True)
         self._tasks.fail(DriverError("the session with vSphere is closed"))
 
     async def add(self, source: Source) -> None:
