@@ -342,13 +342,14 @@ class VsphereDriver:
         contents = await inventory_load.load(self._session, self._placement.scope)
         for found, kept in contents.containers:
             self._lines.admit(found.vc_uuid, kept.token)
-            machine = self._machines[kept.spec.id] = self._machine(found, kept)
-            if found.name.startswith(CLONE_NAME):  # it moved, and the port layer ended before the VM got its name
-                name = config_spec.display_name(self._template, kept.spec.name, kept.spec.id)
-                self.later(machine.rename_as(name), f"naming the VM {found.name}")
+            self._machines[kept.spec.id] = self._machine(found, kept)
         for found, why in contents.leftovers:
             _log.info("removing the VM %s: %s", found.name, why)
             await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
+        for found, kept in contents.containers:
+            if found.name.startswith(CLONE_NAME):  # it moved, and the port layer ended before the VM got its name
+                name = config_spec.display_name(self._template, kept.spec.name, kept.spec.id)
+                self.later(self._machines[kept.spec.id].rename_as(name), f"naming the VM {found.name}")
         for found, values in contents.templates:
             await operations.quietly(self._cloning.load(found, values), f"taking up the template {found.name}")
 
