@@ -359,6 +359,7 @@ async def test_half_a_disk_can_be_removed(datastore: VsphereDatastore, root: Pat
     assert not list((root / "images").iterdir())
 
 
+@pytest.mark.slow
 async def test_empty_disks_are_sent_without_their_emptiness(
     datastore: VsphereDatastore, root: Path, front: Front, tmp_path: Path
 ) -> None:
