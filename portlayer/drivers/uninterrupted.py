@@ -7,17 +7,16 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-# A cancelled caller waits so long, seconds: a hypervisor that is away must not keep the port layer from ending.
 _PATIENCE_S = 10.0
 _T = TypeVar("_T")
 _running: set[asyncio.Future[Any]] = set()
 _log = logging.getLogger(__name__)
 
 
-async def uninterrupted(work: Coroutine[None, None, _T]) -> _T:
+async def uninterrupted(work: Coroutine[None, None, _T], *, patience_s: float | None = None) -> _T:
     """Runs `work` to its end even when the caller is cancelled, so that nothing is left half done.
 
-    A cancelled caller waits for that, though not for ever: then the work goes on by itself.
+    A cancelled caller waits for that; with `patience_s` no longer than so many seconds, then it goes on by itself.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -25,8 +24,13 @@ async def uninterrupted(work: Coroutine[None, None, _T]) -> _T:
     except asyncio.CancelledError:
         _running.add(task)
         task.add_done_callback(_ended)
-        await asyncio.wait([task], timeout=_PATIENCE_S)
+        await asyncio.wait([task], timeout=patience_s)
         raise
+
+
+async def remotely(work: Coroutine[None, None, _T]) -> _T:
+    """As `uninterrupted`, for what a server does: one that is away must not keep the port layer from ending."""
+    return await uninterrupted(work, patience_s=_PATIENCE_S)
 
 
 def _ended(task: asyncio.Future[Any]) -> None:

@@ -104,18 +104,26 @@ class InstantClones:
         entry = self._entries.setdefault(shape, _Entry(shape))
         self._pool.note_start(shape)
         self._wake.set()
-        if entry.template is None:
+        if (template := entry.template) is None:
             return None
         entry.uses += 1
-        entry.template.note_use()
+        template.note_use()
         if (clone := self._pool.take(shape)) is not None:
             self._unwatch(clone)
-            return Taken(clone, entry.template.id, pooled=True)
+            return Taken(clone, template.id, pooled=True)
         try:
-            return Taken(await entry.template.clone(), entry.template.id, pooled=False)
+            return Taken(await template.clone(), template.id, pooled=False)
         except PortLayerError as error:
-            _log.warning("template %s cannot be cloned: %s", entry.template.id[:12], error)
+            _log.warning("template %s cannot be cloned: %s", template.id[:12], error)
+            await self._look_again(entry)
             return None
+
+    async def _look_again(self, entry: _Entry) -> None:
+        """After a clone that failed: a template that can be cloned no more is made anew."""
+        assert self._cloning is not None
+        if entry.template is not None and entry.template not in await self._cloning.templates():
+            entry.template, entry.state = None, system_pb2.Template.STATE_WAITING
+            self._wake.set()
 
     def describe(self, clones: Mapping[str, int]) -> list[system_pb2.Template]:
         """For clients; `clones` says how many containers run in clones of a template, by its id."""
@@ -198,7 +206,11 @@ class InstantClones:
     async def _fill(self, entry: _Entry) -> bool:
         assert entry.template is not None
         assert self._cloning is not None
-        clone = await entry.template.clone()
+        try:
+            clone = await entry.template.clone()
+        except PortLayerError:
+            await self._look_again(entry)
+            raise
         try:
             await clone.resume()
             if times := self._cloning.rehearsals[1]:

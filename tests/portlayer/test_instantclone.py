@@ -251,6 +251,17 @@ async def test_a_template_that_cannot_be_cloned_makes_starts_boot(make_host: Mak
         assert (await started(host)).start_method == CLONE
 
 
+async def test_a_template_that_can_be_cloned_no_more_is_made_anew(make_host: MakeHost, cloning: FakeCloning) -> None:
+    """On vSphere the host that it ran on may crash, or an administrator removes it."""
+    async with make_host() as host:
+        await until(lambda: template_of(host).state == system_pb2.Template.STATE_READY)
+        cloning.kept.clear()
+        cloning.fail_next["clone"] = DriverError("it does not run")
+        assert await host.clones.take(MachineSpec("a" * 64, "c", DEFAULT.memory_bytes, 1, "image", 1)) is None
+        await until(lambda: template_of(host).state == system_pb2.Template.STATE_READY and bool(cloning.kept))
+        assert cloning.booted == [DEFAULT, DEFAULT]
+
+
 async def test_a_template_that_nobody_uses_is_removed(
     make_host: MakeHost, cloning: FakeCloning, monkeypatch: pytest.MonkeyPatch
 ) -> None:

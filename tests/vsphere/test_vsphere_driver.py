@@ -25,10 +25,18 @@ from vsphere_trouble import cut_after, fail_task, fail_task_after, held, unavail
 from portlayer.drivers.base import Change, MachineChange, MachineSpec, PowerState, Shape
 from portlayer.drivers.vsphere import cloning, extension, extra_config, site_driver
 from portlayer.drivers.vsphere import driver as driver_module
+from portlayer.drivers.vsphere import machine as machine_module
 from portlayer.drivers.vsphere.driver import VsphereDriver
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
 from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
-from portlayer.errors import AlreadyExistsError, ConflictError, DriverError, ExhaustedError, NotFoundError
+from portlayer.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DriverError,
+    ExhaustedError,
+    NotFoundError,
+    PortLayerError,
+)
 from portlayer.identity import Identity
 
 MIB = 1 << 20
@@ -428,6 +436,28 @@ async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, s
     assert (site.names(), site.files()) == ([], set())
 
 
+@pytest.mark.parametrize("how", ["off", "removed", "off between port layers"])
+async def test_a_template_that_does_not_run_any_more_is_none(site: Site, short_dial: None, how: str) -> None:
+    """A host that crashes takes its templates along; containers would boot for ever."""
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        [name] = site.names()
+        if how != "off between port layers":
+            outcome(site.vm(name).PowerOffVM_Task())
+            if how == "removed":
+                outcome(site.vm(name).Destroy_Task())
+            with pytest.raises(PortLayerError):
+                await template.clone()
+            assert driver.cloning is not None
+            assert await driver.cloning.templates() == []
+    if how == "off between port layers":
+        outcome(site.vm(name).PowerOffVM_Task())
+        async with site.driver() as driver:
+            assert driver.cloning is not None
+            assert await driver.cloning.templates() == []
+    assert site.names() == []
+
+
 @pytest.mark.parametrize("how", ["cut", "fault"])
 async def test_a_move_whose_answer_is_lost_costs_no_data(site: Site, short_dial: None, how: str) -> None:
     """The clone has the container's disk by then: whoever removes the clone removes what the container has written."""
@@ -486,6 +516,22 @@ async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial
         assert await reader.readexactly(14) == b"from the guest"
         writer.close()
         await line.close()
+
+
+async def test_a_serial_port_is_plugged_in_anew_where_the_vm_runs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is suspended cannot be reconfigured, and dials when it goes on."""
+    monkeypatch.setattr(machine_module, "_DIAL_S", 0.05)
+    monkeypatch.setattr(machine_module, "_PATIENCE_S", 0.05)
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        await machine.power_on()
+        for pause, edits in ((False, 2), (True, 0)):
+            if pause:
+                await machine.pause()
+            before = site.front.calls["ReconfigVM_Task"]
+            with pytest.raises(TimeoutError):
+                await machine.open_channel()
+            assert site.front.calls["ReconfigVM_Task"] - before == edits
 
 
 async def test_a_vm_with_limits_of_an_administrators_boots(site: Site, short_dial: None) -> None:

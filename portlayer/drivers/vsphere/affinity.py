@@ -11,7 +11,7 @@ from typing import Any
 
 from pyVmomi import vim
 
-from portlayer.drivers.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import DriverError, PortLayerError
 
@@ -67,7 +67,7 @@ class AffinityGroup:
                 batch.begun, self._batch = True, _Batch()
                 batch.error = DriverError(f"changing the VM group {self.name} was interrupted")
                 try:
-                    await uninterrupted(self._apply(batch.changes))
+                    await remotely(self._apply(batch.changes))
                     batch.error = None
                 except PortLayerError as error:
                     batch.error = error

@@ -26,15 +26,15 @@ from typing import Any, Protocol
 import msgspec
 from pyVmomi import vim
 
-from portlayer.drivers.base import Clone, DiskNames, Parent, Shape, Template
+from portlayer.drivers.base import Clone, DiskNames, Parent, PowerState, Shape, Template
 from portlayer.drivers.shapes import memory_of_template
-from portlayer.drivers.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import config_spec, extra_config, once, operations
 from portlayer.drivers.vsphere.extra_config import Boot, TemplateFacts
 from portlayer.drivers.vsphere.inventory_load import Found
 from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
-from portlayer.errors import DriverError, PortLayerError
+from portlayer.errors import DriverError, NotFoundError, PortLayerError
 
 CLONE_NAME = "vch-clone-"
 TEMPLATE_NAME = "vch-template-"
@@ -110,7 +110,7 @@ class _Guest:
         if not self._kept:
             self._kept = True
             self._around.lines.dismiss(self.uuid)
-            await uninterrupted(operations.remove(self._around.session, self.vm, self.name))
+            await remotely(operations.remove(self._around.session, self.vm, self.name))
 
 
 class VsphereClone(_Guest):
@@ -151,7 +151,7 @@ class VsphereParent(_Guest):
         facts = TemplateFacts(self._key, self.shape.memory_bytes, self.shape.cpus, time.time_ns(), made_in_ns)
         spec = vim.vm.ConfigSpec(extraConfig=config_spec.options(extra_config.template(facts)))
         what = f"keeping the template {self.name}"
-        await uninterrupted(self._around.session.run(self.vm.ReconfigVM_Task, spec, what=what))
+        await remotely(self._around.session.run(self.vm.ReconfigVM_Task, spec, what=what))
         self._kept = True
         return await self._cloning.keep(VsphereTemplate(self._cloning, self, facts))
 
@@ -198,7 +198,7 @@ class VsphereTemplate:
         self.resident_bytes = int(values.get(_HOST_MEMORY) or 0) * _MIB
 
     async def clone(self) -> Clone:
-        return await uninterrupted(self._cloning.clone(self._parent, self))
+        return await remotely(self._cloning.clone(self._parent, self))
 
     async def remove(self) -> None:
         self._cloning.forget(self)
@@ -232,8 +232,9 @@ class VsphereCloning:
             _log.info("the template %s is not whole (%s): removing it", name, error)
             return await operations.remove(self.around.session, vm, name)
         shape = Shape(facts.memory_bytes, facts.cpus)
-        if facts.key != self._key(shape, await self.around.boot()):
-            _log.info("the template %s is out of date: removing it", name)
+        is_on = await operations.power_state(self.around.session, vm, name) is PowerState.RUNNING
+        if not is_on or facts.key != self._key(shape, await self.around.boot()):
+            _log.info("the template %s is out of date, or off: removing it", name)
             return await operations.remove(self.around.session, vm, name)
         token = values.get(extra_config.TOKEN, "")
         self.around.lines.admit(uuid, token)
@@ -250,7 +251,7 @@ class VsphereCloning:
         self._templates.pop(template.id, None)
 
     async def boot_parent(self, shape: Shape) -> Parent:
-        return await uninterrupted(self._boot_parent(shape))
+        return await remotely(self._boot_parent(shape))
 
     async def clone(self, parent: _Guest, template: VsphereTemplate) -> Clone:
         """On any failure nothing is left of it."""
@@ -272,7 +273,12 @@ class VsphereCloning:
             return await session.call(find, location.folder, name, what="looking for a clone by its name")
 
         uuid = ""
-        vm = await once.made(session, clone_it, find, entity=parent.vm, name=name, what=what)
+        try:
+            vm = await once.made(session, clone_it, find, entity=parent.vm, name=name, what=what)
+        except PortLayerError:
+            await self._check(parent, template)
+            raise
+        uuid = ""
         try:
             uuid = (await session.read([vm], [_UUID]))[vm][_UUID]
             self.around.lines.admit(uuid, parent.token)
@@ -286,6 +292,18 @@ class VsphereCloning:
             await operations.quietly(operations.remove(session, vm, name), f"removing the VM {name}")
             raise
         return clone
+
+    async def _check(self, parent: _Guest, template: VsphereTemplate) -> None:
+        """A template that is not on cannot be cloned ever again: somebody switched it off or removed it."""
+        try:
+            if await operations.power_state(self.around.session, parent.vm, parent.name) is PowerState.RUNNING:
+                return
+        except NotFoundError:
+            pass
+        except PortLayerError:
+            return
+        _log.warning("the template %s does not run any more: another one is made", parent.name)
+        await operations.quietly(template.remove(), f"removing the template {parent.name}")
 
     async def _connected(self, clone: VsphereClone) -> None:
         """A clone's serial port may come unplugged: vSphere takes a reconfiguration for it to dial."""

@@ -17,7 +17,7 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import Capacity, Change, Cloning, DiskNames, Machine, MachineChange, MachineSpec, PowerState
 from portlayer.drivers.guest_image import GuestImage
-from portlayer.drivers.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import (
     config_spec,
     extension,
@@ -125,17 +125,17 @@ class VsphereDriver:
         if spec.id in self._machines:
             raise AlreadyExistsError(f"machine {spec.id} exists")
         try:
-            return await uninterrupted(self._create(spec, record))
+            return await remotely(self._create(spec, record))
         except asyncio.CancelledError:
             if spec.id in self._machines:
-                await operations.quietly(uninterrupted(self._destroy(spec.id)), "removing a VM that nobody waits for")
+                await operations.quietly(remotely(self._destroy(spec.id)), "removing a VM that nobody waits for")
             raise
 
     async def list(self) -> list[Machine]:
         return list(self._machines.values())
 
     async def destroy(self, machine: Machine) -> None:
-        await uninterrupted(self._destroy(machine.id))
+        await remotely(self._destroy(machine.id))
 
     def on_change(self, listener: Callable[[MachineChange], None]) -> None:
         self._listener = listener

@@ -11,6 +11,7 @@ container's: the one that has the disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 from pyVmomi import vim
 
 from portlayer.drivers.base import Clone, MachineSpec, PowerState
-from portlayer.drivers.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import config_spec, extra_config, operations
 from portlayer.drivers.vsphere.cloning import VsphereClone
 from portlayer.drivers.vsphere.extra_config import Boot
@@ -32,6 +33,8 @@ from portlayer.errors import ConflictError, DriverError, PortLayerError
 
 # A VM that runs and has not dialled in after this long has its serial port plugged in anew; seconds.
 _DIAL_S = 15.0
+# Then it is looked at again.
+_PATIENCE_S = 60.0
 _SETTINGS = ["config.hardware.device", "config.hardware.memoryMB", "config.hardware.numCPU", *config_spec.ALLOCATIONS]
 _log = logging.getLogger(__name__)
 
@@ -150,14 +153,14 @@ class VsphereMachine:
         try:
             async with self._lock:
                 if await self.power_state() is not PowerState.RUNNING:
-                    await uninterrupted(self._boot() if clone is None else self._move_into(clone))
+                    await remotely(self._boot() if clone is None else self._move_into(clone))
         finally:
             if clone is not None:
                 await clone.discard()
 
     async def power_off(self) -> None:
         async with self._lock:
-            await uninterrupted(operations.power_off(self._session, self._vm, self._name))
+            await remotely(operations.power_off(self._session, self._vm, self._name))
 
     async def wait_off(self) -> None:
         await self._around.wait_off(self._vm)
@@ -174,14 +177,16 @@ class VsphereMachine:
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         lines = self._around.lines
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DIAL_S):
                 return await lines.connect(self._vc_uuid)
-        except TimeoutError:
+        # One that is suspended dials when it goes on, however long that takes.
+        if await self.power_state() is PowerState.RUNNING:
             _log.warning("the VM %s has not dialled in for %g s: connecting its serial port", self._name, _DIAL_S)
-        async with self._lock:
-            await operations.plug_in(self._session, self._vm, self._name)
-        return await lines.connect(self._vc_uuid)
+            async with self._lock:
+                await operations.plug_in(self._session, self._vm, self._name)
+        async with asyncio.timeout(_PATIENCE_S):
+            return await lines.connect(self._vc_uuid)
 
     async def writable_disk_usage(self) -> int:
         paths = ["layoutEx.disk", "layoutEx.file", "config.hardware.device"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyVmomi import vim
 
-from portlayer.drivers.uninterrupted import uninterrupted
+from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import config_spec, extra_config, operations, virtual_machines
 from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.session import Session
@@ -44,7 +44,7 @@ class VmRecord:
     async def write(self, vm: Any, name: str, record: bytes) -> None:
         """Replaces it, whole or not at all; harmless when repeated. ConflictError when somebody else has written."""
         async with self._lock:
-            await uninterrupted(self._write(vm, name, record))
+            await remotely(self._write(vm, name, record))
 
     async def _write(self, vm: Any, name: str, record: bytes) -> None:
         values = config_spec.options(extra_config.record(record))
