@@ -48,7 +48,8 @@ stop: ## end the VCH of `make run` together with its containers
 
 test: image $(BUSYBOX) $(TOOLS)/made ## run every test, real virtual machines included
 	@$(VENV)/bin/pytest -q -n auto -m "not vm and not slow"
-	@$(VENV)/bin/pytest -q -m "vm or slow"
+	@$(VENV)/bin/pytest -q -n auto -m "slow and not vm"
+	@$(VENV)/bin/pytest -q -m vm
 	@VCH_E2E_HYPERVISOR=vsphere $(VENV)/bin/pytest -q -m everywhere tests/e2e
 
 test-fast: setup ## run the tests that need no virtual machine
