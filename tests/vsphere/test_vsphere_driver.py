@@ -265,6 +265,14 @@ async def test_who_waits_for_the_end_waits_on_while_vcenter_is_away(
 
 
 @pytest.mark.slow
+async def test_the_capacity_is_as_it_was_while_vcenter_is_away(site: Site) -> None:
+    async with site.driver() as driver:
+        known = await driver.capacity()
+        driver.session.delays_s = ()
+        site.front.inject("RetrievePropertiesEx", unavailable())
+        assert await driver.capacity() == known
+
+
 async def test_a_vcenter_that_does_not_answer_does_not_keep_the_port_layer(site: Site) -> None:
     gate = threading.Event()
     try:

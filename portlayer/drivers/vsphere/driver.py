@@ -86,6 +86,7 @@ class VsphereDriver:
         self._machines: dict[str, VsphereMachine] = {}
         self._cloning = VsphereCloning(self)
         self._listener: Callable[[MachineChange], None] | None = None
+        self._capacity: Capacity | None = None
         self._managed_by: vim.ext.ManagedByInfo | None = None
         self._background: set[asyncio.Task[None]] = set()
 
@@ -142,11 +143,17 @@ class VsphereDriver:
 
     async def capacity(self) -> Capacity:
         paths = ["hardware.cpuInfo.numCpuThreads", "hardware.memorySize"]
-        hosts = (await self._session.read(self._placement.site.hosts, paths)).values()
-        return Capacity(
+        try:
+            hosts = (await self._session.read(self._placement.site.hosts, paths)).values()
+        except PortLayerError:
+            if self._capacity is None:
+                raise
+            return self._capacity  # as it was: `docker info` does not fail because vCenter is away
+        self._capacity = Capacity(
             max((int(host.get(paths[0], 1)) for host in hosts), default=1),
             sum(int(host.get(paths[1], 0)) for host in hosts),
         )
+        return self._capacity
 
     async def info(self) -> Mapping[str, str]:
         site = self._placement.site
@@ -281,7 +288,12 @@ class VsphereDriver:
         return f"{self._placement.name}/disks"
 
     async def _power_on_by_drs(self, vm: Any, what: str) -> None:
-        result = await self._session.run(self._placement.datacenter.PowerOnMultiVM_Task, [vm], what=what)
+        # In a cluster whose DRS only recommends, nothing would be powered on but by an administrator.
+        act = vim.option.OptionValue(
+            key=vim.cluster.PowerOnVmOption.OverrideAutomationLevel,
+            value=vim.cluster.DrsConfigInfo.DrsBehavior.fullyAutomated,
+        )
+        result = await self._session.run(self._placement.datacenter.PowerOnMultiVM_Task, [vm], [act], what=what)
         for refused in result.notAttempted or ():
             if not isinstance(refused.fault, vim.fault.InvalidPowerState):
                 raise DriverError(f"{what}: {words(refused.fault)}") from refused.fault
