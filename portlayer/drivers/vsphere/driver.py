@@ -290,7 +290,7 @@ class VsphereDriver:
     async def _power_on_by_drs(self, vm: Any, what: str) -> None:
         # In a cluster whose DRS only recommends, nothing would be powered on but by an administrator.
         act = vim.option.OptionValue(
-            key=vim.cluster.PowerOnVmOption.OverrideAutomationLevel,
+            key="OverrideAutomationLevel",
             value=vim.cluster.DrsConfigInfo.DrsBehavior.fullyAutomated,
         )
         result = await self._session.run(self._placement.datacenter.PowerOnMultiVM_Task, [vm], [act], what=what)
