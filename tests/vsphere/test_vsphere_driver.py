@@ -423,6 +423,8 @@ async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, s
         await until(lambda: name in site.names() and site.vm(name)._moId != before and len(site.names()) == 2)
         after = site.vm(name)
         assert writable(after) == disk
+        ports = [one for one in after.config.hardware.device if isinstance(one, vim.vm.device.VirtualSerialPort)]
+        assert ports[0].backing.fileName.startswith(f"[LocalDS_0] {cloning.CLONE_NAME}")  # not the template's
         assert after.runtime.powerState == "poweredOn"
         assert extra(after)[extra_config.ID] == machine.id
         assert not extra(after).get(extra_config.CLONE)

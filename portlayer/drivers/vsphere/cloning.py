@@ -257,24 +257,8 @@ class VsphereCloning:
         """On any failure nothing is left of it."""
         session, began = self.around.session, time.monotonic_ns()
         name = f"{CLONE_NAME}{secrets.token_hex(6)}"
-        location = self.around.clone_location()
-        spec = vim.vm.InstantCloneSpec(
-            name=name,
-            location=location,
-            config=config_spec.options(extra_config.clone(template.id)),
-        )
-        what = f"cloning {parent.name}"
-
-        async def clone_it() -> Any:
-            return await session.run(parent.vm.InstantClone_Task, spec, what=what)
-
-        async def find() -> Any:
-            find = session.content.searchIndex.FindChild
-            return await session.call(find, location.folder, name, what="looking for a clone by its name")
-
-        uuid = ""
         try:
-            vm = await once.made(session, clone_it, find, entity=parent.vm, name=name, what=what)
+            vm = await self._fork(parent, template.id, name)
         except PortLayerError:
             await self._check(parent, template)
             raise
@@ -292,6 +276,24 @@ class VsphereCloning:
             await operations.quietly(operations.remove(session, vm, name), f"removing the VM {name}")
             raise
         return clone
+
+    async def _fork(self, parent: _Guest, template_id: str, name: str) -> Any:
+        """The VM of that name that InstantClone_Task makes."""
+        session, location = self.around.session, self.around.clone_location()
+        devices = await operations.devices(session, parent.vm, parent.name)
+        location.deviceChange = config_spec.console_edits(devices, name)
+        values = config_spec.options(extra_config.clone(template_id))
+        spec = vim.vm.InstantCloneSpec(name=name, location=location, config=values)
+        what = f"cloning {parent.name}"
+
+        async def clone_it() -> Any:
+            return await session.run(parent.vm.InstantClone_Task, spec, what=what)
+
+        async def find() -> Any:
+            find = session.content.searchIndex.FindChild
+            return await session.call(find, location.folder, name, what="looking for a clone by its name")
+
+        return await once.made(session, clone_it, find, entity=parent.vm, name=name, what=what)
 
     async def _check(self, parent: _Guest, template: VsphereTemplate) -> None:
         """A template that is not on cannot be cloned ever again: somebody switched it off or removed it."""

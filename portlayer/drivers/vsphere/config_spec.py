@@ -240,6 +240,18 @@ def _is_default(allocation: Any) -> bool:
     return shares and (allocation.limit in (None, -1)) and not allocation.reservation
 
 
+def console_edits(devices: list[Any], name: str) -> list[vim.vm.device.VirtualDeviceSpec]:
+    """Gives an instant clone of that name a console of its own: ports backed by files may be changed on the way."""
+    edits = []
+    for device in devices:
+        if isinstance(device, vim.vm.device.VirtualSerialPort) and not is_channel(device):
+            backing: Any = device.backing
+            datastore = str(backing.fileName).partition("]")[0].removeprefix("[")
+            backing.fileName = console_log(datastore, name)
+            edits.append(vim.vm.device.VirtualDeviceSpec(operation=_Operation.edit, device=device))
+    return edits
+
+
 def is_channel(device: Any) -> bool:
     """Whether it is the serial port of the agent's channel."""
     if not isinstance(device, vim.vm.device.VirtualSerialPort):
