@@ -73,12 +73,23 @@ def _wait_for(name: str, is_it: Callable[[str], bool], otherwise: str, ask: Call
 
 
 def _present(name: str, is_it: Callable[[str], bool]) -> str:
-    """The disk, if it is there and has its device file; where one of that name was before is looked first."""
+    """The disk, if it can be opened; where one of that name was before is looked first.
+
+    The kernel makes its entry and its device file a moment before that, and announces it a moment after.
+    """
     for block in sorted(os.listdir(_BLOCK), key=lambda block: block != _last_seen.get(name)):
-        if is_it(block) and os.path.exists(f"{_DEV}/{block}"):
+        if is_it(block) and _opens(f"{_DEV}/{block}"):
             _last_seen[name] = block
             return f"{_DEV}/{block}"
     return ""
+
+
+def _opens(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _is_at(block: str, target: int) -> bool:

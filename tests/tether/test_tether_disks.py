@@ -99,8 +99,17 @@ def test_impossible_targets_are_refused_without_waiting(
     assert caught.value.errno == errno.EINVAL
 
 
-def test_an_announced_disk_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shown_early", [False, True])
+def test_an_announced_disk_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch, shown_early: bool) -> None:
+    """A disk has its entry and its file before it can be opened, and is announced when it can."""
     machine.host(0, "vmw_pvscsi")
+    if shown_early:
+        machine.scsi("sda", "0:0:0:0")
+        (machine.dev / "sda").unlink()
+        not_open_yet = socket.socket(socket.AF_UNIX)  # opening its file is ENXIO, as of a disk that is on its way
+        monkeypatch.chdir(machine.dev)
+        not_open_yet.bind("sda")
+        not_open_yet.close()
     sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     class Announcements(socket.socket):
@@ -117,7 +126,10 @@ def test_an_announced_disk_is_waited_for(machine: Machine, monkeypatch: pytest.M
         def recv(self, size: int, flags: int = 0) -> bytes:
             data = super().recv(size, flags)
             Announcements.heard += 1
-            if Announcements.heard == 2:
+            if Announcements.heard == 2 and shown_early:
+                (machine.dev / "sda").unlink()
+                (machine.dev / "sda").touch()
+            elif Announcements.heard == 2:
                 machine.scsi("sda", "0:0:0:0")
             return data
 
