@@ -34,22 +34,22 @@ def start(address: str, image: str, command: list[str], host_config: dict[str, A
     """Creates a container, attaches, starts it and removes it; `command` must write something. Raises ApiError."""
     try:
         # One connection for all calls: it stands before the clock runs, as a client's that does more than one thing.
-        with closing(_Connection(address)) as connection:
+        with closing(Connection(address)) as connection:
             wanted = {"Image": image, "Cmd": command, "HostConfig": host_config}
-            container = _call(connection, "POST", "/containers/create", wanted)["Id"]
+            container = call(connection, "POST", "/containers/create", wanted)["Id"]
             try:
                 with _attached(address, container) as output:
                     seconds = _start(connection, container, output)
-                _call(connection, "POST", f"/containers/{container}/wait")
-                vm = _call(connection, "GET", f"/containers/{container}/json").get("VirtualMachine", {})
+                call(connection, "POST", f"/containers/{container}/wait")
+                vm = call(connection, "GET", f"/containers/{container}/json").get("VirtualMachine", {})
             finally:
-                _call(connection, "DELETE", f"/containers/{container}?force=1")
+                call(connection, "DELETE", f"/containers/{container}?force=1")
     except (OSError, http.client.HTTPException) as error:
         raise ApiError(f"{address}: {error or type(error).__name__}") from error
     return Start(seconds, vm.get("StartMethod", ""), vm.get("StartPhases", {}))
 
 
-def _start(connection: _Connection, container: str, output: socket.socket) -> float:
+def _start(connection: Connection, container: str, output: socket.socket) -> float:
     begin = time.perf_counter()
     connection.request("POST", f"/containers/{container}/start")
     # The first output can be here before the answer is.
@@ -84,7 +84,9 @@ def _attached(address: str, container: str) -> Iterator[socket.socket]:
         yield stream
 
 
-class _Connection(http.client.HTTPConnection):
+class Connection(http.client.HTTPConnection):
+    """To the Unix socket of an endpoint, unix://PATH."""
+
     def __init__(self, address: str) -> None:
         super().__init__("docker", timeout=_SECONDS)
         self._address = address
@@ -104,16 +106,16 @@ def _connect(address: str) -> socket.socket:
     return connected
 
 
-def _call(connection: _Connection, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def call(connection: Connection, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """The answer, decoded; nothing is {}. Raises ApiError."""
     text = None if body is None else json.dumps(body)
     connection.request(method, path, text, {"Content-Type": "application/json"})
     return _answer(connection, f"{method} {path}")
 
 
-def _answer(connection: _Connection, what: str) -> dict[str, Any]:
+def _answer(connection: Connection, what: str) -> Any:
     response = connection.getresponse()
     text = response.read()
     if response.status >= 400:
         raise ApiError(f"{what}: {response.status} {text.decode(errors='replace').strip()}")
-    answer: dict[str, Any] = json.loads(text) if text else {}
-    return answer
+    return json.loads(text) if text else {}

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from portlayer.config import Settings
 from portlayer.drivers.base import Datastore, MachineDriver
 from portlayer.identity import Identity
+from portlayer.metrics import Metrics
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings, who: Identity) -> AsyncIterator[tuple[MachineDriver, Datastore]]:
+async def opened(settings: Settings, who: Identity, metrics: Metrics) -> AsyncIterator[tuple[MachineDriver, Datastore]]:
     """On leaving, connections are let go of; machines go on. Raises PortLayerError."""
     if settings.vsphere is None:
         from portlayer.drivers import qemu
@@ -30,5 +31,7 @@ async def opened(settings: Settings, who: Identity) -> AsyncIterator[tuple[Machi
         return
     from portlayer.drivers.vsphere import site_driver  # pyvmomi takes 70 ms and 26 MB to load
 
-    async with site_driver.opened(settings.vsphere, who, settings.state_dir, settings.guest_image) as both:
+    async with site_driver.opened(
+        settings.vsphere, who, settings.state_dir, settings.guest_image, on_call=metrics.vsphere_called
+    ) as both:
         yield both

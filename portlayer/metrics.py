@@ -60,6 +60,16 @@ class Metrics:
             "What templates take of the host's memory.",
             registry=registry,
         )
+        self._vsphere = prometheus.Summary(
+            "vch_vsphere_call_seconds",
+            "How long calls to vSphere took, by method; WaitForUpdatesEx waits on purpose.",
+            ["method"],
+            registry=registry,
+        )
+
+    def vsphere_called(self, method: str, seconds: float) -> None:
+        """A call to vSphere was answered, or broke off. May be called in any thread."""
+        self._vsphere.labels(method).observe(seconds)
 
     def started(self, method: str, phases_ns: Mapping[str, int]) -> None:
         """A container was started: "cold-boot", "clone" or "pooled"; its phases follow each other."""

@@ -55,10 +55,10 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
         who = await asyncio.to_thread(identity.load, settings.state_dir, settings.name)
         events = EventHub(settings.state_dir / "events.jsonl")
         async with contextlib.AsyncExitStack() as stack:
-            driver, datastore = await stack.enter_async_context(hypervisor.opened(settings, who))
+            metrics = Metrics()
+            driver, datastore = await stack.enter_async_context(hypervisor.opened(settings, who, metrics))
             store = ImageStore(settings.state_dir / "images", tmp, datastore)
             clones = _clones(settings, driver, events)
-            metrics = Metrics()
             networks = Networks(who.id, driver.name, driver.networks)
             manager = Manager(
                 driver,

@@ -41,6 +41,17 @@ def test_starts_by_method_and_phase() -> None:
     assert found["vch_container_start_phase_seconds_bucket", "0.005", "pooled", "machine"] == 2
 
 
+def test_calls_to_vsphere_by_method() -> None:
+    metrics = Metrics()
+    metrics.vsphere_called("CreateVM_Task", 0.25)
+    metrics.vsphere_called("CreateVM_Task", 0.5)
+    metrics.vsphere_called("Login", 1.0)
+    found = samples(metrics.render([], []))
+    assert found["vch_vsphere_call_seconds_count", "CreateVM_Task"] == 2
+    assert found["vch_vsphere_call_seconds_sum", "CreateVM_Task"] == pytest.approx(0.75)
+    assert found["vch_vsphere_call_seconds_count", "Login"] == 1
+
+
 def test_what_there_is_follows_each_reading() -> None:
     metrics = Metrics()
     template = system_pb2.Template(

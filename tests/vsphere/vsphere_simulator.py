@@ -84,6 +84,10 @@ class Simulator:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def datastore_dir(self, name: str = "LocalDS_0") -> Path:
         """Where the files of `[name]` are on this machine."""
         return self._datastores[name]

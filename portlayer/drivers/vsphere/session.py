@@ -29,6 +29,7 @@ from pyVmomi import vim, vmodl
 
 from portlayer.drivers.vsphere import faults
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint, tls_context
+from portlayer.drivers.vsphere.stub import OnCall, metered
 from portlayer.drivers.vsphere.updates import POLL_S, Updates
 from portlayer.errors import DriverError, PortLayerError
 
@@ -50,7 +51,10 @@ _RAISED = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
 
 
 class Session:
-    """Safe to use from many tasks of one event loop. Every method raises PortLayerError."""
+    """Safe to use from many tasks of one event loop. Every method raises PortLayerError.
+
+    `on_call` is told of each call that was made (see stub.py).
+    """
 
     def __init__(
         self,
@@ -59,9 +63,11 @@ class Session:
         *,
         concurrency: int = CONCURRENCY,
         delays_s: Sequence[float] = DELAYS_S,
+        on_call: OnCall | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._credentials = credentials
+        self._on_call = on_call
         self.delays_s = tuple(delays_s)
         self._under_way: set[asyncio.Future[Any]] = set()
         self._slots = asyncio.Semaphore(concurrency)
@@ -195,6 +201,8 @@ class Session:
             httpConnectionTimeout=_ANSWER_TIMEOUT_S,
         )
         stub.scheme = _Connection
+        if self._on_call is not None:
+            metered(stub, self._on_call)
         return stub, vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
 
     async def _login(self, seen: int) -> None:

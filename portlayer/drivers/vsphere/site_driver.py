@@ -16,19 +16,20 @@ from portlayer.drivers.vsphere.endpoint import Endpoint
 from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
+from portlayer.drivers.vsphere.stub import OnCall
 from portlayer.errors import InvalidArgumentError
 from portlayer.identity import Identity
 
 
 @contextlib.asynccontextmanager
 async def opened(
-    settings: VsphereSettings, who: Identity, state_dir: Path, guest_image: Path
+    settings: VsphereSettings, who: Identity, state_dir: Path, guest_image: Path, *, on_call: OnCall | None = None
 ) -> AsyncIterator[tuple[VsphereDriver, VsphereDatastore]]:
     """On leaving, connections are closed; VMs go on."""
     image = guest_images.read(guest_image, "vmware")
     name = placement.own_name(who.name, who.id)
     async with contextlib.AsyncExitStack() as stack:
-        session = Session(settings.endpoint, settings.credentials)
+        session = Session(settings.endpoint, settings.credentials, on_call=on_call)
         await session.open()
         stack.push_async_callback(session.close)
         place = await placement.establish(session, settings, name)
