@@ -140,10 +140,10 @@ async def test_tasks_that_wait_survive_the_end_of_the_session(simulator: Simulat
     """Somebody waits for a task while the server forgets whom it tells about it."""
     vm = await create(session, "waiting")
     task = await session.call(vm.PowerOnVM_Task, what="on")
-    lost = session.updates._collector
+    lost = session.tasks._updates._collector
     await session.call(lost.DestroyPropertyCollector, what="as a crash does")
     async with asyncio.timeout(30):
-        await session.updates.outcome(task, "on", None)
+        await session.tasks.outcome(task, "on", None)
         await session.run(vm.PowerOffVM_Task, what="off")
         await session.run(vm.Destroy_Task, what="removing")
 
@@ -155,10 +155,10 @@ async def test_some_may_wait_for_one_task(session: Session) -> None:
         for method in (vm.PowerOnVM_Task, vm.PowerOffVM_Task):
             task = await session.call(method, what="power")
             async with asyncio.timeout(20):
-                await asyncio.gather(*(session.updates.outcome(task, "power", None) for _ in range(3)))
-                await session.updates.outcome(task, "power", None)
+                await asyncio.gather(*(session.tasks.outcome(task, "power", None) for _ in range(3)))
+                await session.tasks.outcome(task, "power", None)
                 await session.run(vm.ReconfigVM_Task, vim.vm.ConfigSpec(), what="another")
-                await session.updates.outcome(task, "power", None)
+                await session.tasks.outcome(task, "power", None)
     finally:
         await session.run(vm.Destroy_Task, what="removing")
 
@@ -166,7 +166,7 @@ async def test_some_may_wait_for_one_task(session: Session) -> None:
 async def test_a_closed_session_ends_those_who_wait(simulator: Simulator) -> None:
     session = Session(endpoint(simulator), credentials(simulator))
     await session.open()
-    never = asyncio.ensure_future(session.updates.outcome(vim.Task("task-0", session._stub), "x", None))
+    never = asyncio.ensure_future(session.tasks.outcome(vim.Task("task-0", session._stub), "x", None))
     await asyncio.wait([never], timeout=0.2)
     await session.close()
     with pytest.raises(DriverError):

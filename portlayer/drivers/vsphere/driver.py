@@ -299,7 +299,7 @@ class VsphereDriver:
                 raise DriverError(f"{what}: {words(refused.fault)}") from refused.fault
         for attempt in result.attempted or ():
             if attempt.task is not None:
-                await self._session.updates.outcome(attempt.task, what, None)
+                await self._session.tasks.outcome(attempt.task, what)
 
     async def _create(self, spec: MachineSpec, record: bytes) -> Machine:
         name = config_spec.display_name(self._template, spec.name, spec.id)

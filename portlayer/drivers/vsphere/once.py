@@ -49,5 +49,5 @@ async def _made_before(session: Session, find: Callable[[], Awaitable[Any]], ent
     """What `find` gives once nothing is being made any more."""
     recent = (await session.read([entity], ["recentTask"])).get(entity, {}).get("recentTask", ())
     for task in recent:
-        await operations.quietly(session.updates.outcome(task, "an earlier attempt", None), "waiting for it")
+        await operations.quietly(session.tasks.outcome(task, "an earlier attempt"), "waiting for it")
     return await find()

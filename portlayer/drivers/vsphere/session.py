@@ -30,6 +30,7 @@ from pyVmomi import vim, vmodl
 from portlayer.drivers.vsphere import faults
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint, tls_context
 from portlayer.drivers.vsphere.stub import OnCall, metered
+from portlayer.drivers.vsphere.tasks import Tasks
 from portlayer.drivers.vsphere.updates import POLL_S, Updates
 from portlayer.errors import DriverError, PortLayerError
 
@@ -78,6 +79,7 @@ class Session:
         self._stub: Any = None
         self._content: Any = None
         self._tls: Any = None
+        self.tasks = Tasks(self)
         self.updates = Updates(self)
 
     @property
@@ -108,7 +110,7 @@ class Session:
             self._tls = await self._in_thread(tls_context, self.endpoint)
             self._stub, self._content = await self._retried(self._connect, f"connecting to {self.endpoint.host}")
             await self._retried_login(0)
-            await self.updates.open()
+            await self.tasks.open()
         except BaseException:
             await self.close()
             raise
@@ -116,7 +118,7 @@ class Session:
     async def close(self) -> None:
         """Logs out, as far as the server hears it within seconds. Calls under way end with an error."""
         self._closing.set()
-        await self.updates.close()
+        await asyncio.gather(self.updates.close(), self.tasks.close())
         if self._content is not None and self._logins:
             with contextlib.suppress(TimeoutError, *_RAISED):
                 async with asyncio.timeout(_LAST_ANSWER_S):
@@ -153,7 +155,7 @@ class Session:
         for delay in (*self.delays_s, None):
             task = await self.call(method, *args, what=what, **kwargs)
             try:
-                return await self.updates.outcome(task, what, on_progress)
+                return await self.tasks.outcome(task, what, on_progress)
             except PortLayerError as error:
                 if delay is None or error.__cause__ is None or not faults.is_retryable(error.__cause__):
                     raise
@@ -218,7 +220,8 @@ class Session:
                 raise faults.translated(error, f"logging in to {self.endpoint.host} as {user}") from error
             self._logins += 1
         if seen:
-            self.updates.begin_again()  # what was followed went with the session
+            self.tasks.begin_again()  # what was followed went with the session
+            self.updates.begin_again()
 
     async def _retried(self, action: Callable[[], Any], what: str) -> Any:
         """The result of `action` in a thread, however often it takes."""

@@ -1,11 +1,12 @@
-"""Everything that is waited for on vSphere comes through here: one long poll (WaitForUpdatesEx) feeds all who wait.
+"""Everything that is waited for on vSphere comes through here: a long poll (WaitForUpdatesEx) feeds all who wait.
 
-A *source* is something to be followed: tasks, the VMs of a folder, events. When the connection or the session breaks,
-the server forgets what was followed; then every source begins anew with a complete picture, so nothing that happened
+A *source* is something to be followed: tasks, the VMs of a folder, events. Tasks have a long poll of their own, which
+answers at once however much there is to tell of a folder of many VMs. When the connection or the session breaks, the
+server forgets what was followed; then every source begins anew with a complete picture, so nothing that happened
 meanwhile is missed.
 
 Facts: vSphere Web Services API, PropertyCollector. A filter reports an object's present state first ("enter").
-vcsim may report an older state after a newer one, within one answer; so the end of a task stays the end.
+vcsim may report an older state after a newer one, within one answer.
 """
 
 from __future__ import annotations
@@ -13,14 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pyVmomi import vim, vmodl
+from pyVmomi import vmodl
 
-from portlayer.drivers.vsphere import faults
-from portlayer.drivers.vsphere.faults import TaskLostError
-from portlayer.errors import DriverError, NotFoundError, PortLayerError
+from portlayer.errors import PortLayerError
 
 if TYPE_CHECKING:
     from portlayer.drivers.vsphere.session import Session
@@ -34,7 +32,6 @@ _AGAIN_S = 0.1
 _LAST_ANSWER_S = 2.0
 # Between attempts to follow again a server that is away.
 _RETRY_S = 10.0
-_TASK_PATHS = ["info.state", "info.result", "info.error", "info.progress"]
 _log = logging.getLogger(__name__)
 
 
@@ -59,22 +56,17 @@ async def forget_view(session: Session, view: Any) -> None:
 
 
 class Updates:
-    """The long poll and its sources."""
+    """A long poll and its sources; there is none until there is a source."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._tasks = _Tasks(session)
-        self._sources: list[Source] = [self._tasks]
+        self._sources: list[Source] = []
         self._collector: Any = None
         self._filters: dict[str, Source] = {}
         self._first = True
         self._following: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
-
-    async def open(self) -> None:
-        await self._begin()
-        self._following = asyncio.create_task(self._follow())
 
     async def close(self) -> None:
         if self._following is not None:
@@ -86,7 +78,6 @@ class Updates:
                 await asyncio.wait([polling], timeout=_LAST_ANSWER_S)
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        self._tasks.fail(DriverError("the session with vSphere is closed"))
 
     async def add(self, source: Source) -> None:
         """Follows `source` from now on; returns once the server knows of it."""
@@ -94,15 +85,14 @@ class Updates:
             self._sources.append(source)
             if self._collector is not None:
                 await self._begin_source(source)
+        if self._following is None:
+            await self._begin()
+            self._following = asyncio.create_task(self._follow())
 
     def begin_again(self) -> None:
         """Everything is followed anew, in a session that has just begun."""
         if self._polling is not None:
             self._polling.cancel()
-
-    async def outcome(self, task: vim.Task, what: str, on_progress: Callable[[int], None] | None) -> Any:
-        """The result of a task, when it has one. Raises what its fault means; TaskLostError when nobody knows it."""
-        return await self._tasks.outcome(task, what, on_progress)
 
     async def _begin(self) -> None:
         session = self._session
@@ -173,118 +163,3 @@ class Updates:
             self._first = False
             for source in touched:
                 source.complete()
-
-
-class _Waiting:
-    """Somebody waits for a task's end."""
-
-    def __init__(self, task: vim.Task, on_progress: Callable[[int], None] | None) -> None:
-        self.task = task
-        self.values: dict[str, Any] = {}
-        self.on_progress = on_progress
-        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def take(self, values: dict[str, Any]) -> None:
-        self.values |= values
-        if self.values.get("info.state") in (vim.TaskInfo.State.success, vim.TaskInfo.State.error):
-            self.end.set_result(None)
-        elif self.on_progress is not None and (percent := self.values.get("info.progress")) is not None:
-            self.on_progress(percent)
-
-    def fail(self, error: PortLayerError) -> None:
-        if not self.end.done():
-            self.end.set_exception(error)
-
-
-class _Tasks:
-    """The source of the tasks that somebody waits for: one list view."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._view: Any = None
-        # Some may wait for the same task: who looks for what an earlier attempt made meets the tasks of others.
-        self._waiting: dict[str, list[_Waiting]] = {}
-        # In the view, though nobody waits any more; they leave it when the next one enters.
-        self._done: dict[str, vim.Task] = {}
-
-    async def begin(self, session: Session) -> Any:
-        self._done.clear()
-        await forget_view(session, self._view)
-        self._view = await session.call(session.content.viewManager.CreateListView, [], what="following tasks")
-        if self._waiting:
-            await self._look_again()
-        return _Collector.FilterSpec(
-            propSet=[_Collector.PropertySpec(type=vim.Task, pathSet=_TASK_PATHS)],
-            objectSet=[
-                _Collector.ObjectSpec(
-                    obj=self._view,
-                    skip=True,
-                    selectSet=[_Collector.TraversalSpec(type=vim.view.ListView, path="view", skip=False)],
-                )
-            ],
-        )
-
-    async def outcome(self, task: vim.Task, what: str, on_progress: Callable[[int], None] | None) -> Any:
-        waiting = _Waiting(task, on_progress)
-        others = self._waiting.setdefault(task._moId, [])
-        is_shown = bool(others) or task._moId in self._done
-        others.append(waiting)
-        try:
-            if is_shown:
-                await self._look(task)
-            else:
-                await self._show(task)
-            await waiting.end
-        finally:
-            others.remove(waiting)
-            if not others:
-                del self._waiting[task._moId]
-                self._done[task._moId] = task
-        if waiting.values.get("info.state") == vim.TaskInfo.State.success:
-            return waiting.values.get("info.result")
-        fault = waiting.values.get("info.error") or vmodl.MethodFault(msg="it failed without a fault")
-        raise faults.translated(fault, what) from fault
-
-    async def _show(self, task: vim.Task) -> None:
-        """Has the task followed."""
-        done, self._done = list(self._done.values()), {}
-        try:
-            unknown = await self._session.call(self._view.ModifyListView, [task], done, what="following a task")
-        except NotFoundError:
-            return  # the view went with its session; the next view gets all that are waited for
-        if unknown and task in unknown:
-            raise TaskLostError("vSphere does not know what became of a task")
-
-    async def _look(self, task: vim.Task) -> None:
-        """For a task in the view: what it has come to may have been told before, and is not told again."""
-        self._done.pop(task._moId, None)
-        found = await self._session.read([task], _TASK_PATHS)
-        if task not in found:
-            raise TaskLostError("vSphere does not know what became of a task")
-        self._take(task._moId, found[task])
-
-    def apply(self, update: Any) -> None:
-        self._take(update.obj._moId, {change.name: change.val for change in update.changeSet or ()})
-
-    def _take(self, key: str, values: dict[str, Any]) -> None:
-        for waiting in self._waiting.get(key, ()):
-            if not waiting.end.done():
-                waiting.take(values)
-
-    def complete(self) -> None:
-        pass
-
-    def fail(self, error: PortLayerError) -> None:
-        for waiting in self._all():
-            waiting.fail(error)
-
-    async def _look_again(self) -> None:
-        """After a broken connection: the tasks that are still waited for, in the new view."""
-        tasks = [of_one[0].task for of_one in self._waiting.values()]
-        unknown = await self._session.call(self._view.ModifyListView, tasks, [], what="following tasks")
-        for task in unknown or ():
-            for waiting in self._waiting.get(task._moId, ()):
-                waiting.fail(TaskLostError("vSphere does not know what became of a task"))
-
-    def _all(self) -> list[_Waiting]:
-        return [waiting for of_one in self._waiting.values() for waiting in of_one]
