@@ -38,12 +38,14 @@ from portlayer.drivers.vsphere.files import Files, Place
 from portlayer.drivers.vsphere.inventory_load import Found
 from portlayer.drivers.vsphere.machine import VsphereMachine, first_uuid
 from portlayer.drivers.vsphere.placement import Placement
+from portlayer.drivers.vsphere.power_states import PowerStates
 from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
 from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError, PortLayerError
 
-_KINDS = {"poweredOn": Change.POWERED_ON, "poweredOff": Change.POWERED_OFF, "suspended": Change.SUSPENDED}
+_ON = "poweredOn"
+_KINDS = {_ON: Change.POWERED_ON, "poweredOff": Change.POWERED_OFF, "suspended": Change.SUSPENDED}
 # Between questions to a vCenter that does not answer, seconds; each of them has been tried for some time.
 _ASK_AGAIN_S = 5.0
 # What is done in the background has this long to end before the connection is closed, seconds.
@@ -83,7 +85,9 @@ class VsphereDriver:
         self._vch_name = vch_name
         self._template = vm_name_template
         self._vms = VirtualMachines(placement.scope, self._changed)
+        self._power = PowerStates(session)
         self._machines: dict[str, VsphereMachine] = {}
+        self._by_vm: dict[str, VsphereMachine] = {}  # by the ids that vSphere gave the VMs
         self._cloning = VsphereCloning(self)
         self._listener: Callable[[MachineChange], None] | None = None
         self._capacity: Capacity | None = None
@@ -203,6 +207,9 @@ class VsphereDriver:
             )
         return Boot(await self._datastore.guest_iso(image.iso, image.iso_digest), self._proxy_uri)
 
+    async def power_state(self, vm: Any, name: str) -> PowerState:
+        return await self._power.of(vm, name)
+
     async def power_on(self, vm: Any, name: str) -> None:
         """Through the data centre where DRS is to choose the host."""
         what = f"powering on the VM {name}"
@@ -219,17 +226,24 @@ class VsphereDriver:
         """However long vCenter is away: a container that nobody watches would run for ever."""
         while True:
             change = self._vms.change(vm)
-            try:
-                # Asked for: what was told last may be older than a power-on of ours.
-                if await operations.power_state(self._session, vm, "") is PowerState.OFF:
+            # That it is off may have been told before a power-on of ours, so that is looked up. Where it is known to be
+            # on nobody has to look: what ends that will be told.
+            if self._vms.known(vm, virtual_machines.POWER) != _ON:
+                try:
+                    if await self._power.of(vm, "") is PowerState.OFF:
+                        return
+                except NotFoundError:
                     return
-            except NotFoundError:
-                return
-            except PortLayerError as error:
-                _log.debug("whether a VM is off is not known: %s", error)
-                await self._session.pause(_ASK_AGAIN_S)
-                continue
+                except PortLayerError as error:
+                    _log.debug("whether a VM is off is not known: %s", error)
+                    await self._session.pause(_ASK_AGAIN_S)
+                    continue
             await change.wait()
+
+    def is_now_of(self, machine: VsphereMachine, before: Any = None) -> None:
+        if before is not None:
+            self._by_vm.pop(before._moId, None)
+        self._by_vm[machine.vm._moId] = machine
 
     async def image_disk(self, name: str) -> config_spec.Parent:
         size = await self._datastore.image_disk_bytes(name)
@@ -319,7 +333,7 @@ class VsphereDriver:
         self._lines.admit(vc_uuid, kept.token)
         try:
             vm = await self._make_with_files(config, f"creating the VM {name}")
-            self._machines[spec.id] = self._machine(Found(vm, name, vc_uuid), kept, record)
+            self._add(self._machine(Found(vm, name, vc_uuid), kept, record))
         except BaseException:
             self._lines.dismiss(vc_uuid)
             raise
@@ -341,10 +355,15 @@ class VsphereDriver:
         self._forget(machine_id)
         await asyncio.to_thread(shutil.rmtree, machine.directory, ignore_errors=True)
 
+    def _add(self, machine: VsphereMachine) -> None:
+        self._machines[machine.id] = machine
+        self.is_now_of(machine)
+
     def _forget(self, machine_id: str) -> None:
         machine = self._machines.pop(machine_id, None)
         if machine is None:
             return
+        self._by_vm.pop(machine.vm._moId, None)
         self._lines.dismiss(machine.vc_uuid)
         if (group := self._placement.affinity) is not None:
             self.later(group.leave(machine.vm), f"taking a VM out of the group {group.name}")
@@ -354,7 +373,7 @@ class VsphereDriver:
         contents = await inventory_load.load(self._session, self._placement.scope)
         for found, kept in contents.containers:
             self._lines.admit(found.vc_uuid, kept.token)
-            self._machines[kept.spec.id] = self._machine(found, kept)
+            self._add(self._machine(found, kept))
         for found, why in contents.leftovers:
             _log.info("removing the VM %s: %s", found.name, why)
             await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
@@ -384,7 +403,7 @@ class VsphereDriver:
 
     def _changed(self, vm: Any, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Something about a VM in the folder is different; the port layer hears of what concerns its machines."""
-        machine = next((one for one in self._machines.values() if one.vm == vm), None)
+        machine = self._by_vm.get(vm._moId)
         if machine is None:
             return
         for change in _changes(machine.id, before, now):

@@ -21,8 +21,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -38,6 +38,8 @@ BOOT = "vch.boot"
 LENT_DISK = "vch.disk"
 TEMPLATE = "vch.template"
 CLONE = "vch.clone"
+# What most records are, whole.
+RECORD_BEGINS = (RECORD_SIZE, RECORD)
 _PIECE = 48 * 1024  # characters
 _MAX_RECORD_BYTES = 512 * 1024
 _ID = re.compile(r"[0-9a-f]{12,64}")
@@ -54,12 +56,13 @@ class Boot:
 
 @dataclass(frozen=True)
 class Kept:
-    """What was read of a VM that is ours."""
+    """What was read of a VM that is ours. `record`: what begins its record, of one that was found."""
 
     spec: MachineSpec
     token: str
     boot: Boot
     lent_disk: str = ""
+    record: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def read(values: Mapping[str, str]) -> Kept:
             values[SPEC], type=MachineSpec
         )  # exact types; what a newer version added is left out
         boot = msgspec.json.decode(values[BOOT], type=Boot)
-        kept = Kept(spec, values[TOKEN], boot, values.get(LENT_DISK, ""))
+        kept = Kept(spec, values[TOKEN], boot, values.get(LENT_DISK, ""), _some(values, RECORD_BEGINS))
     except (KeyError, msgspec.MsgspecError) as error:
         raise DriverError(f"its extraConfig is not readable: {error!r}") from error
     if spec.id != values.get(ID) or not _ID.fullmatch(spec.id) or not _TOKEN.fullmatch(kept.token):
@@ -159,6 +162,10 @@ def read_template(values: Mapping[str, str]) -> TemplateFacts:
     if not _TOKEN.fullmatch(values.get(TOKEN, "")):
         raise DriverError("it has no token")
     return facts
+
+
+def _some(values: Mapping[str, str], keys: Iterable[str]) -> dict[str, str]:
+    return {key: values[key] for key in keys if key in values}
 
 
 def _piece(number: int) -> str:

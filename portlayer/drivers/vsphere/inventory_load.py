@@ -19,6 +19,7 @@ _NAME, _UUID = "name", "config.instanceUuid"
 _KEYS = (
     *(extra_config.ID, extra_config.SPEC, extra_config.TOKEN, extra_config.BOOT),
     *(extra_config.LENT_DISK, extra_config.TEMPLATE, extra_config.CLONE),
+    *extra_config.RECORD_BEGINS,
 )
 _Collector = vmodl.query.PropertyCollector
 _log = logging.getLogger(__name__)

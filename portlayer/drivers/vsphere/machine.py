@@ -54,11 +54,17 @@ class Surroundings(Protocol):
     async def boot(self) -> Boot:
         """What VMs boot from and dial now."""
 
+    async def power_state(self, vm: Any, name: str) -> PowerState:
+        """NotFoundError when the VM is gone."""
+
     async def power_on(self, vm: Any, name: str) -> None:
         """Powers a VM on, where DRS wants it if there is DRS."""
 
     async def wait_off(self, vm: Any) -> None:
         """Returns when a VM is off or gone."""
+
+    def is_now_of(self, machine: VsphereMachine, before: Any) -> None:
+        """The machine's VM is another one than before."""
 
     async def image_disk(self, name: str) -> config_spec.Parent:
         """The disk of an image."""
@@ -98,7 +104,7 @@ class VsphereMachine:
         self._vc_uuid = vc_uuid
         self._directory = directory
         self._lock = asyncio.Lock()  # guards the power and the devices
-        self._record = VmRecord(around.session, record)
+        self._record = VmRecord(around.session, record, kept.record)
         # VMs that it was before, until they are removed: one that stayed behind would become the container again.
         self._former: list[Any] = []
 
@@ -147,12 +153,15 @@ class VsphereMachine:
         await self._record.write(self._vm, self._name, record)
 
     async def power_state(self) -> PowerState:
-        return await operations.power_state(self._session, self._vm, self._name)
+        return await self._around.power_state(self._vm, self._name)
 
     async def power_on(self, clone: Clone | None = None) -> None:
         try:
             async with self._lock:
-                if await self.power_state() is not PowerState.RUNNING:
+                if clone is None and not self._lent_disk and await self._around.boot() == self._booted:
+                    # It can be powered on as it is, which has no effect on one that runs.
+                    await remotely(self._around.power_on(self._vm, self._name))
+                elif await self.power_state() is not PowerState.RUNNING:
                     await remotely(self._boot() if clone is None else self._move_into(clone))
         finally:
             if clone is not None:
@@ -254,6 +263,7 @@ class VsphereMachine:
         clone.become_a_containers()
         before, self._vm, self._vc_uuid, self._lent_disk = self._vm, clone.vm, clone.uuid, None
         self._former.append(before)
+        self._around.is_now_of(self, before)
         self._around.later(self._replace(before, self._name), f"removing the VM that {self._name} was")
 
     async def _is_own(self, clone: VsphereClone) -> bool:

@@ -38,6 +38,12 @@ async def power_state(session: Session, vm: Any, name: str) -> PowerState:
     return _STATES.get(state, PowerState.OFF)
 
 
+async def power_states(session: Session, vms: Sequence[Any]) -> dict[Any, PowerState]:
+    """Of those that are there."""
+    found = await session.read(vms, [_POWER])
+    return {vm: _STATES.get(str(values.get(_POWER)), PowerState.OFF) for vm, values in found.items()}
+
+
 async def devices(session: Session, vm: Any, name: str) -> list[Any]:
     return list((await properties(session, vm, name, [_DEVICES])).get(_DEVICES, ()))
 

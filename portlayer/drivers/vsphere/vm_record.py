@@ -8,6 +8,7 @@ refuses a reconfiguration whose changeVersion is not the VM's (ConcurrentAccess)
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from pyVmomi import vim
@@ -26,15 +27,21 @@ _VERSION = virtual_machines.CHANGE_VERSION
 class VmRecord:
     """Of one container, whose VM may be another one at each call. Methods raise PortLayerError."""
 
-    def __init__(self, session: Session, written: bytes | None = None) -> None:
-        """`written`: what the VM was made with; None when it was found."""
+    def __init__(self, session: Session, written: bytes | None, found: Mapping[str, str]) -> None:
+        """`written`: what the VM was made with, or None. `found`: what was read of the record together with other VMs'."""
         self._session = session
+        # For the first look, unless something is written before.
+        self._found = found
         self._written = written
         self._lock = asyncio.Lock()
 
     async def read(self, vm: Any, name: str) -> bytes:
         """What the VM has, which is what `write` expects from now on."""
-        self._written, _ = await self._look(vm, name)
+        found, self._found = self._found, {}
+        if found and all(key in found for key in extra_config.record_keys(found)):
+            self._written = extra_config.read_record(found)
+        else:
+            self._written, _ = await self._look(vm, name)
         return self._written
 
     async def known(self, vm: Any, name: str) -> bytes:
@@ -47,6 +54,7 @@ class VmRecord:
             await remotely(self._write(vm, name, record))
 
     async def _write(self, vm: Any, name: str, record: bytes) -> None:
+        self._found = {}
         values = config_spec.options(extra_config.record(record))
         for _ in range(_ATTEMPTS):
             found, version = await self._look(vm, name)
