@@ -11,7 +11,7 @@ from typing import Any
 from portlayer.drivers.base import PowerState
 from portlayer.drivers.vsphere import operations
 from portlayer.drivers.vsphere.session import Session
-from portlayer.errors import NotFoundError, PortLayerError
+from portlayer.errors import NotFoundError
 
 
 class PowerStates:
@@ -36,7 +36,7 @@ class PowerStates:
             asked, self._asked = self._asked, {}
             try:
                 found = await self._read(list(asked))
-            except PortLayerError as error:
+            except Exception as error:  # whatever it is, it is for those who wait
                 for answer in asked.values():
                     answer.set_exception(error)
                     answer.exception()  # nobody may be waiting any more

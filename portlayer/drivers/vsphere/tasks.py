@@ -6,7 +6,7 @@ vcsim may report an older state after a newer one, within one answer; so the end
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim, vmodl
@@ -14,7 +14,7 @@ from pyVmomi import vim, vmodl
 from portlayer.drivers.vsphere import faults
 from portlayer.drivers.vsphere.faults import TaskLostError
 from portlayer.drivers.vsphere.updates import Updates, forget_view
-from portlayer.errors import DriverError, NotFoundError, PortLayerError
+from portlayer.errors import DriverError, NotFoundError
 
 if TYPE_CHECKING:
     from portlayer.drivers.vsphere.session import Session
@@ -40,7 +40,7 @@ class _Waiting:
         elif self.on_progress is not None and (percent := self.values.get("info.progress")) is not None:
             self.on_progress(percent)
 
-    def fail(self, error: PortLayerError) -> None:
+    def fail(self, error: Exception) -> None:
         if not self.end.done():
             self.end.set_exception(error)
 
@@ -55,6 +55,9 @@ class Tasks:
         self._waiting: dict[str, list[_Waiting]] = {}
         # In the view, though nobody waits any more; they leave it when the next one enters.
         self._done: dict[str, vim.Task] = {}
+        # What the view is to be told of next.
+        self._new: list[vim.Task] = []
+        self._showing: asyncio.Task[None] | None = None
         self._updates = Updates(session)
 
     async def open(self) -> None:
@@ -63,8 +66,7 @@ class Tasks:
     async def close(self) -> None:
         """Whoever waits gets DriverError."""
         await self._updates.close()
-        for waiting in self._all():
-            waiting.fail(DriverError("the session with vSphere is closed"))
+        self._fail(self._tasks(), DriverError("the session with vSphere is closed"))
 
     def begin_again(self) -> None:
         """As Updates'."""
@@ -97,7 +99,7 @@ class Tasks:
             if is_shown:
                 await self._look(task)
             else:
-                await self._show(task)
+                self._show(task)
             await waiting.end
         finally:
             others.remove(waiting)
@@ -109,15 +111,26 @@ class Tasks:
         fault = waiting.values.get("info.error") or vmodl.MethodFault(msg="it failed without a fault")
         raise faults.translated(fault, what) from fault
 
-    async def _show(self, task: vim.Task) -> None:
+    def _show(self, task: vim.Task) -> None:
         """Has the task followed."""
-        done, self._done = list(self._done.values()), {}
-        try:
-            unknown = await self._session.call(self._view.ModifyListView, [task], done, what="following a task")
-        except NotFoundError:
-            return  # the view went with its session; the next view gets all that are waited for
-        if unknown and task in unknown:
-            raise TaskLostError(_LOST)
+        self._new.append(task)
+        if self._showing is None:
+            self._showing = asyncio.create_task(self._show_new())
+
+    async def _show_new(self) -> None:
+        """Tasks that come while the server is told of some are told of together. Errors are for those who wait."""
+        while self._new:
+            new, self._new = self._new, []
+            done, self._done = list(self._done.values()), {}
+            try:
+                unknown = await self._session.call(self._view.ModifyListView, new, done, what="following tasks")
+            except NotFoundError:
+                continue  # the view went with its session; the next view gets all that are waited for
+            except Exception as error:
+                self._fail(new, error)
+            else:
+                self._fail(unknown or (), TaskLostError(_LOST))
+        self._showing = None
 
     async def _look(self, task: vim.Task) -> None:
         """For a task in the view: what it has come to may have been told before, and is not told again."""
@@ -126,6 +139,11 @@ class Tasks:
         if task not in found:
             raise TaskLostError(_LOST)
         self._take(task._moId, found[task])
+
+    def _fail(self, tasks: Iterable[vim.Task], error: Exception) -> None:
+        for task in tasks:
+            for waiting in self._waiting.get(task._moId, ()):
+                waiting.fail(error)
 
     def apply(self, update: Any) -> None:
         self._take(update.obj._moId, {change.name: change.val for change in update.changeSet or ()})
@@ -140,11 +158,9 @@ class Tasks:
 
     async def _look_again(self) -> None:
         """After a broken connection: the tasks that are still waited for, in the new view."""
-        tasks = [of_one[0].task for of_one in self._waiting.values()]
-        unknown = await self._session.call(self._view.ModifyListView, tasks, [], what="following tasks")
-        for task in unknown or ():
-            for waiting in self._waiting.get(task._moId, ()):
-                waiting.fail(TaskLostError(_LOST))
+        unknown = await self._session.call(self._view.ModifyListView, self._tasks(), [], what="following tasks")
+        self._fail(unknown or (), TaskLostError(_LOST))
 
-    def _all(self) -> list[_Waiting]:
-        return [waiting for of_one in self._waiting.values() for waiting in of_one]
+    def _tasks(self) -> list[vim.Task]:
+        """Those that somebody waits for."""
+        return [of_one[0].task for of_one in self._waiting.values()]

@@ -28,7 +28,7 @@ class VmRecord:
     """Of one container, whose VM may be another one at each call. Methods raise PortLayerError."""
 
     def __init__(self, session: Session, written: bytes | None, found: Mapping[str, str]) -> None:
-        """`written`: what the VM was made with, or None. `found`: what was read of the record together with other VMs'."""
+        """`written`: what the VM was made with, or None. `found`: of its record, what was read with those of others."""
         self._session = session
         # For the first look, unless something is written before.
         self._found = found
