@@ -69,7 +69,7 @@ async def test_calls_for_each_vm_are_few(fresh_simulator: Simulator, tmp_path: P
     assert made.total() <= 2 * _COUNT  # beginning the task, and having its end told
     assert switched_on.total() <= 2 * _COUNT
     assert written["ReconfigVM_Task"] == _COUNT
-    assert written.total() <= 2 * _COUNT
+    assert written.total() <= 3 * _COUNT  # a look at what is there, too
     assert found["RetrievePropertiesEx"] <= _ONCE
     assert removed["Destroy_Task"] == _COUNT + 1
     assert removed["PowerOffVM_Task"] == _COUNT
