@@ -52,6 +52,7 @@ func main() {
 		log.Fatal(err)
 	}
 	defer model.Remove()
+	model.Map().Put(&viewManager{model.Map().ViewManager()})
 	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *password)}
 	server := model.Service.NewServer() // not closed: that would wait for long polls
