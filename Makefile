@@ -74,7 +74,7 @@ bench: image $(BUSYBOX) $(TOOLS)/made ## measure, next to dockerd where it is in
 bench-plot: setup ## draw docs/start-latency.svg from what `make bench` measured last
 	@$(PYTHON) -m bench.plot $(FIGURES) docs/start-latency.svg
 
-bench-vsphere: $(BUSYBOX) $(TOOLS)/made ## measure 500 containers on a simulated vCenter (half an hour)
+bench-vsphere: $(BUSYBOX) $(TOOLS)/made ## measure 500 containers on a simulated vCenter (ten minutes)
 	@$(PYTHON) -m bench.vsphere --save $(FIGURES_VSPHERE)
 
 install: image ## put the programs on PATH (PREFIX=/usr/local, or ~/.local for a user)
