@@ -58,8 +58,23 @@ class Control:
         return {item.name: item.val for item in found.objects[0].propSet}
 
     def child(self, folder: str, name: str) -> vim.ManagedEntity | None:
-        """What is called `name` in the folder."""
-        return self._content.searchIndex.FindChild(vim.Folder(folder, self._stub), name)
+        """What is called `name` in the folder.
+
+        Not by SearchIndex.FindChild: the simulator's panics, and hangs from then on, while another VM is being made
+        there that has no name yet.
+        """
+        collector = vmodl.query.PropertyCollector
+        step = collector.TraversalSpec(type=vim.Folder, path="childEntity", skip=False)
+        spec = collector.FilterSpec(
+            propSet=[collector.PropertySpec(type=vim.ManagedEntity, pathSet=["name"])],
+            objectSet=[collector.ObjectSpec(obj=vim.Folder(folder, self._stub), skip=True, selectSet=[step])],
+        )
+        options = collector.RetrieveOptions()
+        found = self._content.propertyCollector.RetrievePropertiesEx([spec], options)
+        for child in found.objects if found is not None else ():
+            if any(item.val == name for item in child.propSet or ()):
+                return child.obj
+        return None
 
     def end_sessions(self, keys: set[str]) -> None:
         for key in keys:
