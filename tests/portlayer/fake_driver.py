@@ -19,7 +19,6 @@ from portlayer.drivers.base import (
     Machine,
     MachineChange,
     MachineSpec,
-    MachineUsage,
     PowerState,
 )
 from portlayer.errors import ConflictError, DriverError, NotFoundError
@@ -67,7 +66,6 @@ class FakeMachine:
         self.boots = True
         # What the agent will hear and not answer.
         self.mute: set[str] = set()
-        self.counted: MachineUsage | None = None
         self._vm: FakeVm | None = None
 
     @property
@@ -143,10 +141,6 @@ class FakeMachine:
 
     async def writable_disk_usage(self) -> int:
         return 4096
-
-    async def usage(self) -> MachineUsage | None:
-        self._maybe_fail("usage")
-        return self.counted
 
     def _maybe_fail(self, operation: str) -> None:
         if error := self.fail_next.pop(operation, None):
