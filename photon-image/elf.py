@@ -44,7 +44,7 @@ def needs(data: bytes) -> Needs:
         entries = [entry for s in segments if s.kind == _PT_DYNAMIC for entry in _dynamic(data, s)]
         table = next((_file_offset(segments, value) for tag, value in entries if tag == _DT_STRTAB), 0)
         libraries = tuple(_text(data, table + value) for tag, value in entries if tag == _DT_NEEDED)
-    except (struct.error, ValueError, IndexError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError) as error:  # the last for offsets beyond any file
         raise BuildError(f"damaged ELF file: {error}") from error
     return Needs(interpreter, libraries)
 
