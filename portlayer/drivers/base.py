@@ -30,15 +30,26 @@ class PowerState(StrEnum):
 
 
 class Change(StrEnum):
-    """What can happen to a machine without the port layer's doing."""
+    """What can happen to a machine without the port layer's doing.
+
+    The first four say what it is now. The others are words about it, for people: nothing follows from them.
+    """
 
     POWERED_ON = "powered on"
     POWERED_OFF = "powered off"
     SUSPENDED = "suspended"
-    MIGRATED = "migrated"
-    CONNECTION = "connection"
-    ALARM = "alarm"
     GONE = "gone"
+    # Somebody else than the port layer switched, suspended or reset it.
+    SWITCHED = "switched"
+    MIGRATED = "migrated"
+    # Its host failed, or its guest: the hypervisor has restarted it, or could not.
+    FAILED_OVER = "failed over"
+    # It stands still until somebody answers a question of the hypervisor's.
+    QUESTION = "question"
+    ALARM = "alarm"
+    RENAMED = "renamed"
+    # Between the hypervisor's management and its host.
+    CONNECTION = "connection"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,16 @@ from portlayer.drivers.base import Change, MachineChange
 from portlayer.errors import PortLayerError
 from portlayer.execution.container import Container
 
-# Changes that leave a container as it is: events for people.
-_ACTIONS = {Change.MIGRATED: "migrate", Change.CONNECTION: "connection", Change.ALARM: "alarm"}
+# Changes that leave a container as it is: events for people, by names that Docker does not use for anything else.
+_ACTIONS = {
+    Change.SWITCHED: "vm-power",
+    Change.MIGRATED: "migrate",
+    Change.FAILED_OVER: "failover",
+    Change.QUESTION: "question",
+    Change.ALARM: "alarm",
+    Change.RENAMED: "vm-rename",
+    Change.CONNECTION: "connection",
+}
 _log = logging.getLogger(__name__)
 
 

@@ -116,10 +116,16 @@ async def test_a_removed_vm_is_a_removed_container(host: Host) -> None:
     assert host.actions().count("destroy") == 2
 
 
-async def test_migrations_and_alarms_are_events(host: Host) -> None:
+async def test_what_leaves_a_container_as_it_is_is_an_event(host: Host) -> None:
     container = await host.create("sleep")
-    await told(host, container, Change.MIGRATED, to="esx-2")
-    await told(host, container, Change.ALARM, alarm="memory")
-    assert host.actions() == ["create", "migrate", "alarm"]
+    states_alone = {Change.POWERED_ON, Change.POWERED_OFF, Change.SUSPENDED, Change.GONE}
+    for kind in (one for one in Change if one not in states_alone):
+        await told(host, container, kind, user="anna")
+    *_, last = host.events._history(0, 0)
+    assert (last.attributes["user"], last.attributes["image"]) == ("anna", "box")
+    assert host.actions() == [
+        *("create", "vm-power", "migrate", "failover", "question", "alarm", "vm-rename", "connection")
+    ]
+    assert container.state.status == states.CREATED
     host.driver.tell(MachineChange("0" * 64, Change.GONE))  # no container of ours
     await container.remove(force=True)

@@ -62,7 +62,7 @@ class Bench:
     def __init__(self, front: Front, plain: Plain, driver: VsphereDriver, state_dir: Path) -> None:
         self.front = front
         self.driver = driver
-        self._plain = plain
+        self.plain = plain
         self._state_dir = state_dir
 
     @classmethod
@@ -98,11 +98,11 @@ class Bench:
 
     def truth(self, machine_id: str) -> Any:
         """The VM, past the front; None when there is none of that id."""
-        return self._plain.content.searchIndex.FindByUuid(None, first_uuid(machine_id), True, True)
+        return self.plain.content.searchIndex.FindByUuid(None, first_uuid(machine_id), True, True)
 
     def machines(self) -> list[str]:
         """The names of all VMs, past the front."""
-        return self._plain.machines()
+        return self.plain.machines()
 
     def traces(self, machine_id: str) -> list[str]:
         """What there is of a container: VMs, files on the datastore, files of the port layer."""

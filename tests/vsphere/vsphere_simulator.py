@@ -55,6 +55,7 @@ class Simulator:
     """A running vcsim. Its state lives as long as its process: `restart` gives an empty inventory, at the same port."""
 
     user = "vch@vsphere.local"
+    administrator = "administrator@vsphere.local"
     password = "a password of tests"
 
     def __init__(self, directory: Path, *options: str) -> None:
@@ -93,9 +94,9 @@ class Simulator:
         return self._datastores[name]
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[vim.ServiceInstance]:
+    def connected(self, user: str = user) -> Iterator[vim.ServiceInstance]:
         """A session of pyvmomi with the simulator itself, past any front."""
-        with session(self.port, self.certificate, self.user, self.password) as instance:
+        with session(self.port, self.certificate, user, self.password) as instance:
             yield instance
 
     def kill(self) -> None:

@@ -32,6 +32,7 @@ from portlayer.drivers.vsphere import (
 from portlayer.drivers.vsphere.cloning import CLONE_NAME, VsphereCloning, is_supported
 from portlayer.drivers.vsphere.config_spec import Hardware
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
+from portlayer.drivers.vsphere.event_source import EventLog
 from portlayer.drivers.vsphere.extra_config import Boot, Kept
 from portlayer.drivers.vsphere.faults import caused_by, words
 from portlayer.drivers.vsphere.files import Files, Place
@@ -86,6 +87,7 @@ class VsphereDriver:
         self._template = vm_name_template
         self._vms = VirtualMachines(placement.scope, self._changed)
         self._power = PowerStates(session)
+        self._events = EventLog(placement.scope, self._happened)
         self._machines: dict[str, VsphereMachine] = {}
         self._by_vm: dict[str, VsphereMachine] = {}  # by the ids that vSphere gave the VMs
         self._cloning = VsphereCloning(self)
@@ -118,6 +120,7 @@ class VsphereDriver:
         await Files(self._session, self._disk_place).make_directory(self._disk_directory)
         await self._session.updates.add(self._vms)
         await self._load()
+        await self._session.updates.add(self._events)
         await asyncio.to_thread(self._remove_stray_directories)
         self.later(self._remove_unused_isos(), "removing guest images that no VM boots")
 
@@ -413,6 +416,12 @@ class VsphereDriver:
             if self._listener is not None:
                 self._listener(change)
 
+    def _happened(self, vm: Any, kind: Change, words: Mapping[str, str]) -> None:
+        """vSphere's event log says so."""
+        machine = self._by_vm.get(vm._moId)
+        if machine is not None and self._listener is not None:
+            self._listener(MachineChange(machine.id, kind, words))
+
 
 async def _removed(directory: Path) -> None:
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -423,11 +432,9 @@ def _changes(machine_id: str, before: Mapping[str, Any], now: Mapping[str, Any])
     if not now:
         return [MachineChange(machine_id, Change.GONE)]
     found = []
-    power, host, connection = virtual_machines.POWER, virtual_machines.HOST, virtual_machines.CONNECTION
+    power, connection = virtual_machines.POWER, virtual_machines.CONNECTION
     if before.get(power) not in (None, now.get(power)) and (kind := _KINDS.get(str(now.get(power)))) is not None:
         found.append(MachineChange(machine_id, kind))
-    if before.get(host) not in (None, now.get(host)):
-        found.append(MachineChange(machine_id, Change.MIGRATED, {"host": str(getattr(now.get(host), "_moId", ""))}))
     if before.get(connection) not in (None, now.get(connection)):
         found.append(MachineChange(machine_id, Change.CONNECTION, {"state": str(now.get(connection))}))
     return found

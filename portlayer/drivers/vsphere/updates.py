@@ -39,7 +39,10 @@ class Source(Protocol):
     """Something that is followed. Methods run in the event loop and must not raise."""
 
     async def begin(self, session: Session) -> Any:
-        """A PropertyCollector.FilterSpec of what to follow; what is told from now on begins with a complete picture."""
+        """A PropertyCollector.FilterSpec of what to follow; what is told from now on begins with a complete picture.
+
+        None when there is nothing that could be followed.
+        """
 
     def apply(self, update: Any) -> None:
         """One object came, changed or went: a PropertyCollector.ObjectUpdate."""
@@ -114,6 +117,8 @@ class Updates:
 
     async def _begin_source(self, source: Source) -> None:
         spec = await source.begin(self._session)
+        if spec is None:
+            return
         made = await self._session.call(self._collector.CreateFilter, spec, False, what="following vSphere")
         self._filters[made._moId] = source
 

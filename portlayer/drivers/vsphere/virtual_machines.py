@@ -13,10 +13,9 @@ from portlayer.drivers.vsphere.updates import forget_view
 
 NAME = "name"
 POWER = "runtime.powerState"
-HOST = "runtime.host"
 CONNECTION = "runtime.connectionState"
 CHANGE_VERSION = "config.changeVersion"
-_PATHS = [NAME, POWER, HOST, CONNECTION, CHANGE_VERSION]
+_PATHS = [NAME, POWER, CONNECTION, CHANGE_VERSION]
 _Collector = vmodl.query.PropertyCollector
 
 # Told of each change: which VM, what was known before, what is known now; empty when it is not there.

@@ -15,6 +15,7 @@ import (
 	"os"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 // Ready is what a reader of the standard output gets to know.
@@ -26,8 +27,9 @@ type Ready struct {
 
 func main() {
 	listen := flag.String("l", "127.0.0.1:0", "address to listen on")
-	user := flag.String("username", "user", "the only user who may log in")
-	password := flag.String("password", "pass", "that user's password")
+	user := flag.String("username", "user", "a user who may log in")
+	administrator := flag.String("administrator", "administrator@vsphere.local", "the only other one, with the same password")
+	password := flag.String("password", "pass", "their password")
 	certificate := flag.String("cert", "", "file with the server's certificate")
 	key := flag.String("key", "", "file with its key")
 	model := simulator.VPX()
@@ -55,6 +57,9 @@ func main() {
 	model.Map().Put(&viewManager{model.Map().ViewManager()})
 	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *password)}
+	model.Map().SessionManager().ValidLogin = func(login *types.Login) bool {
+		return (login.UserName == *user || login.UserName == *administrator) && login.Password == *password
+	}
 	server := model.Service.NewServer() // not closed: that would wait for long polls
 
 	address := *server.URL // the one in use has the user whose login is accepted
