@@ -70,6 +70,34 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class CardUsage:
+    """Of one network card, as the machine sees it."""
+
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    received_packets: int = 0
+    sent_packets: int = 0
+    received_dropped: int = 0
+    sent_dropped: int = 0
+
+
+@dataclass(frozen=True)
+class MachineUsage:
+    """What the hypervisor counts of a machine. Counters begin anywhere, never go back, and may lag by some seconds.
+
+    `memory_bytes`: of the host's memory, 0 for a machine that has none of it now; `active_memory_bytes`: what it has
+    touched of late. `cards` are in the order of the machine's networks.
+    """
+
+    cpu_ns: int
+    memory_bytes: int
+    active_memory_bytes: int
+    read_bytes: int
+    written_bytes: int
+    cards: tuple[CardUsage, ...] = ()
+
+
+@dataclass(frozen=True)
 class DiskNames:
     """How the agent finds a machine's disks: serial numbers, or "scsi:N" for the Nth place at the SCSI controller."""
 
@@ -267,6 +295,9 @@ class Machine(Protocol):
 
     async def writable_disk_usage(self) -> int:
         """Bytes of the host's storage that the writable disk takes."""
+
+    async def usage(self) -> MachineUsage | None:
+        """What the hypervisor counts of it; None when it counts nothing, or has not begun to."""
 
 
 class MachineDriver(Protocol):

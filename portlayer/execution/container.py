@@ -28,7 +28,7 @@ from portlayer.errors import (
     UnavailableError,
 )
 from portlayer.events import EventHub
-from portlayer.execution import health, process_spec, restarts, states
+from portlayer.execution import health, process_spec, restarts, states, usage
 from portlayer.execution.execs import Execs
 from portlayer.execution.probe import probe
 from portlayer.execution.run import INIT, Ended, Run
@@ -37,6 +37,7 @@ from portlayer.execution.states import Action
 from portlayer.execution.streams import OutputHub
 from portlayer.execution.tasks import Tasks
 from portlayer.execution.terminal import resize_terminal
+from portlayer.execution.usage import Usage
 from portlayer.logs import Log
 from portlayer.metrics import Metrics
 from portlayer.v1 import record_pb2, types_pb2
@@ -648,16 +649,17 @@ class Container:
         self.emit("top")
         return processes
 
-    async def stats(self) -> tether_pb2.StatsResponse | None:
-        """Resource usage, None when it does not run."""
+    async def stats(self) -> Usage:
+        """Resource usage; nothing is known of it when it does not run."""
         run = self._run
-        if run is None or not self.live or self.state.status == states.PAUSED:
-            return None
+        if run is None or not self.live:
+            return Usage(self.machine.spec)
+        client = None if self.state.status == states.PAUSED else run.client
         try:
-            return await run.client.stats()
+            return await usage.ask(self.machine, client.stats if client is not None else None)
         except AgentError:
             if self._run is not run:
-                return None  # it ended meanwhile
+                return Usage(self.machine.spec)  # it ended meanwhile
             raise
 
     # --- after a restart of the port layer

@@ -15,7 +15,6 @@ from portlayer.execution.run import Ended
 from portlayer.services.status import grpc_errors
 from portlayer.v1 import execution_pb2 as pb
 from portlayer.v1 import execution_pb2_grpc
-from tether.v1 import tether_pb2
 
 SIGKILL = 9
 _DEFAULT_INTERVAL_MS, _MIN_INTERVAL_MS = 1000, 100
@@ -131,8 +130,8 @@ class ExecutionServicer(execution_pb2_grpc.ExecutionServiceServicer):
             due = time.monotonic()
             while True:
                 stats = await container.stats()
-                yield _sample(stats)
-                if request.one_shot or not (container.live or stats):
+                yield stats.sample()
+                if request.one_shot or not (container.live or stats.known):
                     return
                 due = max(due + interval_s, time.monotonic())
                 await asyncio.sleep(due - time.monotonic())
@@ -194,25 +193,3 @@ def _signal(number: int) -> int:
 def _check_window(rows: int, columns: int) -> None:
     if rows > _MAX_WINDOW or columns > _MAX_WINDOW:
         raise InvalidArgumentError(f"a terminal has at most {_MAX_WINDOW} rows and columns")
-
-
-def _sample(stats: tether_pb2.StatsResponse | None) -> pb.StreamStatsResponse:
-    """A sample for clients. A guest without a limit of its own is limited by its VM's memory."""
-    if stats is None:
-        return pb.StreamStatsResponse(time_unix_ns=time.time_ns())
-    return pb.StreamStatsResponse(
-        time_unix_ns=time.time_ns(),
-        cpu_total_ns=stats.cpu_total_ns,
-        cpu_user_ns=stats.cpu_user_ns,
-        cpu_system_ns=stats.cpu_system_ns,
-        system_cpu_ns=stats.system_cpu_ns,
-        online_cpus=stats.online_cpus,
-        throttled_periods=stats.throttled_periods,
-        throttled_ns=stats.throttled_ns,
-        memory_usage_bytes=stats.memory_usage_bytes,
-        memory_limit_bytes=stats.memory_limit_bytes or stats.vm_memory_bytes,
-        memory_stat=dict(stats.memory_stat),
-        pids=stats.pids,
-        pids_limit=stats.pids_limit,
-        block=[pb.BlockDeviceStats.FromString(one.SerializeToString()) for one in stats.block],
-    )

@@ -533,6 +533,7 @@ class _Execution(execution_pb2_grpc.ExecutionServiceServicer):
                 memory_limit_bytes=128 << 20,
                 memory_stat={"inactive_file": 4096},
                 pids=1,
+                networks=[execution_pb2.NetworkStats(interface="eth0", received_bytes=number, sent_bytes=2 * number)],
             )
             if request.one_shot:
                 return

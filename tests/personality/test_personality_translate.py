@@ -164,5 +164,12 @@ def test_samples() -> None:
         {"major": 254, "minor": 1, "op": "read", "value": 7},
         {"major": 254, "minor": 1, "op": "write", "value": 8},
     ]
+    assert "networks" not in body
+    card = execution_pb2.NetworkStats(
+        interface="eth0", received_bytes=1, sent_bytes=2, received_packets=3, sent_packets=4, received_dropped=5
+    )
+    networks = statistics("id", "box", Sample(networks=[card]), None)["networks"]
+    received = {"rx_bytes": 1, "rx_packets": 3, "rx_errors": 0, "rx_dropped": 5}
+    assert networks == {"eth0": received | {"tx_bytes": 2, "tx_packets": 4, "tx_errors": 0, "tx_dropped": 0}}
     stopped = statistics("id", "box", Sample(), None)
     assert (stopped["memory_stats"], stopped["pids_stats"], stopped["read"]) == ({}, {}, "0001-01-01T00:00:00Z")

@@ -19,6 +19,7 @@ from portlayer.drivers.base import (
     Machine,
     MachineChange,
     MachineSpec,
+    MachineUsage,
     PowerState,
 )
 from portlayer.errors import ConflictError, DriverError, NotFoundError
@@ -66,6 +67,7 @@ class FakeMachine:
         self.boots = True
         # What the agent will hear and not answer.
         self.mute: set[str] = set()
+        self.counted: MachineUsage | None = None
         self._vm: FakeVm | None = None
 
     @property
@@ -141,6 +143,10 @@ class FakeMachine:
 
     async def writable_disk_usage(self) -> int:
         return 4096
+
+    async def usage(self) -> MachineUsage | None:
+        self._maybe_fail("usage")
+        return self.counted
 
     def _maybe_fail(self, operation: str) -> None:
         if error := self.fail_next.pop(operation, None):

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from portlayer.drivers.base import Clone, MachineSpec, PowerState
+from portlayer.drivers.base import Clone, MachineSpec, MachineUsage, PowerState
 from portlayer.drivers.qemu import command
 from portlayer.drivers.qemu.datastore import LocalDatastore
 from portlayer.drivers.qemu.failures import os_errors
@@ -130,6 +130,9 @@ class QemuMachine:
             return (self.directory / WRITABLE_DISK).stat().st_blocks * 512
         except FileNotFoundError as error:
             raise NotFoundError(f"machine {self.id} does not exist") from error
+
+    async def usage(self) -> MachineUsage | None:
+        return None  # its agent knows more than QEMU does
 
     async def release(self) -> None:
         """Lets go of connections; the machine goes on."""

@@ -15,7 +15,17 @@ from typing import Any
 
 from pyVmomi import vim
 
-from portlayer.drivers.base import Capacity, Change, Cloning, DiskNames, Machine, MachineChange, MachineSpec, PowerState
+from portlayer.drivers.base import (
+    Capacity,
+    Change,
+    Cloning,
+    DiskNames,
+    Machine,
+    MachineChange,
+    MachineSpec,
+    MachineUsage,
+    PowerState,
+)
 from portlayer.drivers.guest_image import GuestImage
 from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import (
@@ -38,6 +48,7 @@ from portlayer.drivers.vsphere.faults import caused_by, words
 from portlayer.drivers.vsphere.files import Files, Place
 from portlayer.drivers.vsphere.inventory_load import Found
 from portlayer.drivers.vsphere.machine import VsphereMachine, first_uuid
+from portlayer.drivers.vsphere.performance import Performance
 from portlayer.drivers.vsphere.placement import Placement
 from portlayer.drivers.vsphere.power_states import PowerStates
 from portlayer.drivers.vsphere.serial import Concentrator
@@ -88,6 +99,7 @@ class VsphereDriver:
         self._vms = VirtualMachines(placement.scope, self._changed)
         self._power = PowerStates(session)
         self._events = EventLog(placement.scope, self._happened)
+        self._performance = Performance(session, self._runs)
         self._machines: dict[str, VsphereMachine] = {}
         self._by_vm: dict[str, VsphereMachine] = {}  # by the ids that vSphere gave the VMs
         self._cloning = VsphereCloning(self)
@@ -126,6 +138,7 @@ class VsphereDriver:
 
     async def close(self) -> None:
         """What is left then ends with the session, and is found by the next port layer."""
+        await self._performance.close()
         if self._background:
             await asyncio.wait(self._background, timeout=_CLOSE_S)
 
@@ -212,6 +225,9 @@ class VsphereDriver:
 
     async def power_state(self, vm: Any, name: str) -> PowerState:
         return await self._power.of(vm, name)
+
+    async def usage(self, vm: Any) -> MachineUsage | None:
+        return await self._performance.usage(vm)
 
     async def power_on(self, vm: Any, name: str) -> None:
         """Through the data centre where DRS is to choose the host."""
@@ -415,6 +431,10 @@ class VsphereDriver:
                 self.later(_removed(machine.directory), f"removing {machine.directory}")
             if self._listener is not None:
                 self._listener(change)
+
+    def _runs(self, vm: Any) -> bool:
+        """As vSphere told last."""
+        return str(self._vms.known(vm, virtual_machines.POWER)) == _ON
 
     def _happened(self, vm: Any, kind: Change, words: Mapping[str, str]) -> None:
         """vSphere's event log says so."""

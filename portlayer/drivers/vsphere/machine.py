@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from pyVmomi import vim
 
-from portlayer.drivers.base import Clone, MachineSpec, PowerState
+from portlayer.drivers.base import Clone, MachineSpec, MachineUsage, PowerState
 from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import config_spec, extra_config, operations
 from portlayer.drivers.vsphere.cloning import VsphereClone
@@ -56,6 +56,9 @@ class Surroundings(Protocol):
 
     async def power_state(self, vm: Any, name: str) -> PowerState:
         """NotFoundError when the VM is gone."""
+
+    async def usage(self, vm: Any) -> MachineUsage | None:
+        """As Machine's."""
 
     async def power_on(self, vm: Any, name: str) -> None:
         """Powers a VM on, where DRS wants it if there is DRS."""
@@ -200,6 +203,9 @@ class VsphereMachine:
     async def writable_disk_usage(self) -> int:
         paths = ["layoutEx.disk", "layoutEx.file", "config.hardware.device"]
         return _disk_usage(await operations.properties(self._session, self._vm, self._name, paths))
+
+    async def usage(self) -> MachineUsage | None:
+        return await self._around.usage(self._vm)
 
     async def remove(self) -> None:
         """Powers it off and removes VM and disks. No effect when it is gone."""
