@@ -55,6 +55,8 @@ func main() {
 	}
 	defer model.Remove()
 	model.Map().Put(&viewManager{model.Map().ViewManager()})
+	// As many as vCenter allows a session; the simulator counts those of all sessions together, ended ones too.
+	model.Map().EventManager().MaxCollector = 1 << 20
 	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *password)}
 	model.Map().SessionManager().ValidLogin = func(login *types.Login) bool {
