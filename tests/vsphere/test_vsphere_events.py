@@ -262,6 +262,15 @@ async def test_without_the_right_to_see_events_the_rest_goes_on(
     assert "events of vSphere are not told" in caplog.text
 
 
+async def test_collectors_do_not_outlive_the_driver(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Bench.open(front, tmp_path, monkeypatch):
+        made = front.calls["CreateCollectorForEvents"]
+        front.clear()
+    assert front.calls["DestroyCollector"] == made == 2
+
+
 # --- the page by itself
 
 

@@ -139,6 +139,7 @@ class VsphereDriver:
     async def close(self) -> None:
         """What is left then ends with the session, and is found by the next port layer."""
         await self._performance.close()
+        await self._events.close(self._session)
         if self._background:
             await asyncio.wait(self._background, timeout=_CLOSE_S)
 

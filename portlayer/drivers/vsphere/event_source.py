@@ -104,7 +104,7 @@ class EventLog:
         except PortLayerError as error:
             if not caused_by(error, *_DENIED):
                 raise
-            _log.warning("events of vSphere are not told: %s", error)
+            _log.warning("events of vSphere are not told until there is a new session: %s", error)
             return None
         return _Collector.FilterSpec(
             propSet=[_Collector.PropertySpec(type=vim.event.EventHistoryCollector, pathSet=[_LATEST])],
@@ -129,12 +129,15 @@ class EventLog:
         for identity in list(self._told)[:-_MAX_TOLD]:
             del self._told[identity]
 
-    async def _renew(self, session: Session) -> None:
-        """New collectors. Those before count against what a session may have, if it still is the same one."""
+    async def close(self, session: Session) -> None:
+        """Lets go of the collectors: a session may have a limited number of them (by default 32)."""
         old, self._collectors = self._collectors, []
         for collector in old:
-            with contextlib.suppress(PortLayerError):
+            with contextlib.suppress(PortLayerError):  # it went with its session
                 await session.call(collector.DestroyCollector, what="letting go of events")
+
+    async def _renew(self, session: Session) -> None:
+        await self.close(session)
         for types, page in ((_HAPPENINGS, PAGE), (_DEEDS, DEEDS_PAGE)):
             spec = _Filter(
                 entity=_Filter.ByEntity(entity=self._scope, recursion=_Filter.RecursionOption.all),

@@ -55,7 +55,7 @@ func main() {
 	}
 	defer model.Remove()
 	model.Map().Put(&viewManager{model.Map().ViewManager()})
-	// As many as vCenter allows a session; the simulator counts those of all sessions together, ended ones too.
+	// vCenter allows 32 for each session; the simulator also counts those of sessions that have ended.
 	model.Map().EventManager().MaxCollector = 1 << 20
 	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*user, *password)}
