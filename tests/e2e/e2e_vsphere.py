@@ -13,8 +13,8 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 sys.path += [str(TESTS / "vsphere"), str(TESTS / "lab")]
 
-from pyVmomi import vim  # noqa: E402
 from vsphere_front import Front  # noqa: E402
+from vsphere_plain import Plain  # noqa: E402
 from vsphere_simulator import HOST, Simulator  # noqa: E402
 
 
@@ -28,9 +28,7 @@ def vsphere() -> Iterator[list[str]]:
             with Front(simulator).open() as front, _lab(simulator, directory / "lab.log"):
                 yield _options(simulator, front, directory / "password")
                 with simulator.connected() as instance:
-                    content = instance.RetrieveContent()
-                    view = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True)
-                    assert not [machine.name for machine in view.view], "the VCH has left VMs behind"
+                    assert not Plain(instance).machines(), "the VCH has left VMs behind"
         finally:
             simulator.close()
 

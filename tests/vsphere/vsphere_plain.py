@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -71,10 +72,14 @@ class Plain:
 
     def _machines(self) -> dict[str, Any]:
         view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [vim.VirtualMachine], True)
+        found = {}
         try:
-            return {one.name: one for one in view.view}
+            for machine in view.view:
+                with contextlib.suppress(vmodl.fault.ManagedObjectNotFound):  # it has gone since
+                    found[machine.name] = machine
         finally:
             view.DestroyView()
+        return found
 
 
 def extra(machine: Any) -> dict[str, str]:
