@@ -20,6 +20,8 @@ STDOUT, STDERR = 1, 2
 END: object = grpc.aio.EOF  # type: ignore[attr-defined]
 _FRAME = struct.Struct(">BxxxI")
 _INPUT_BYTES = 256 << 10
+# For what was typed before the detach keys to be handed over; a process that reads nothing is not waited for.
+_LAST_INPUT_S = 2.0
 # From this version on clients are told by the content type whether there are frames.
 _TYPED_VERSION = (1, 42)
 
@@ -75,8 +77,10 @@ class Pump:
         output = asyncio.create_task(self._pump_output(connection))
         try:
             done, _ = await asyncio.wait((typing, output), return_when=asyncio.FIRST_COMPLETED)
-            if typing in done and not typing.result():
-                await output
+            if typing in done:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_INPUT_S if typing.result() else None):
+                        await output
         finally:
             self._call.cancel()
             for task in (typing, output):
@@ -93,6 +97,7 @@ class Pump:
                 for start in range(0, len(data), _INPUT_BYTES):
                     await send(self._call, self._message(stdin=data[start : start + _INPUT_BYTES]))
                 if detached:
+                    await send(self._call, self._message(detach=True))
                     return True
             await send(self._call, self._message(close_stdin=True))
             await self._call.done_writing()

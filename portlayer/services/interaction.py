@@ -81,14 +81,17 @@ async def _attach(
         if once:
             await container.stdin_close()
 
-    feeder = _feed(requests, container.stdin_write, close_stdin) if open_.stdin and open_.stream else None
+    leaving = asyncio.Event()
+    feeder = None
+    if subscription is not None and open_.stdin:
+        feeder = _feed(requests, container.stdin_write, close_stdin, _leave(leaving, subscription))
     left = True
     try:
         yield pb.AttachResponse(attached=pb.Attached())
-        async for chunk in _output(container, open_, streams, subscription):
+        async for chunk in _output(container, open_, streams, subscription, leaving):
             if chunk.stream in streams:
                 yield _response(chunk)
-        left = False
+        left = leaving.is_set()
     finally:
         if subscription is not None:
             subscription.close()
@@ -103,13 +106,21 @@ async def _attach(
 
 
 async def _output(
-    container: Container, open_: pb.AttachOpen, streams: frozenset[int], subscription: Subscription | None
+    container: Container,
+    open_: pb.AttachOpen,
+    streams: frozenset[int],
+    subscription: Subscription | None,
+    leaving: asyncio.Event,
 ) -> AsyncIterator[Chunk]:
     """The log, the live output, or one after the other without a gap."""
     if open_.logs:
         # Whoever wants the past follows the log: where it ends and the present begins is then no question.
         runs = container.output.runs_ended
-        follow = (lambda: container.output.runs_ended == runs) if subscription is not None else None
+
+        def goes_on() -> bool:
+            return container.output.runs_ended == runs and not leaving.is_set()
+
+        follow = goes_on if subscription is not None else None
         if subscription is not None:
             subscription.close()
         async for chunk in read(container.log, LogQuery(streams=streams), follow_while=follow):
@@ -123,15 +134,18 @@ async def _attach_exec(
     container: Container, process: ExecProcess, requests: AsyncIterator[pb.AttachExecRequest]
 ) -> AsyncGenerator[pb.AttachResponse, None]:
     subscription = process.hub.subscribe()
+    leaving = asyncio.Event()
     feeder: asyncio.Task[None] | None = None
     try:
         await container.execs.start(process)
         stdin = process.stdin
         yield pb.AttachResponse(attached=pb.Attached())
         if stdin is not None:
-            feeder = _feed(requests, stdin.write, stdin.close)
+            feeder = _feed(requests, stdin.write, stdin.close, _leave(leaving, subscription))
         async for chunk in subscription:
             yield _response(chunk)
+        if leaving.is_set():
+            return
         await process.ended.wait()
         yield pb.AttachResponse(exited=pb.ProcessExited(exit_code=process.exit_code or 0))
     finally:
@@ -144,8 +158,19 @@ async def _attach_exec(
             await process.stdin.close()  # its only client has gone: no more input will come
 
 
+def _leave(leaving: asyncio.Event, subscription: Subscription) -> Callable[[], None]:
+    def leave() -> None:
+        leaving.set()
+        subscription.end()
+
+    return leave
+
+
 def _feed(
-    requests: AsyncIterator[Any], write: Callable[[bytes], Awaitable[None]], close: Callable[[], Awaitable[None]]
+    requests: AsyncIterator[Any],
+    write: Callable[[bytes], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+    leave: Callable[[], None],
 ) -> asyncio.Task[None]:
     """Passes a client's input on in the background, for as long as the client sends."""
 
@@ -155,6 +180,9 @@ def _feed(
                 await write(request.stdin)
             if request.close_stdin:
                 await close()
+                return
+            if request.detach:
+                leave()
                 return
 
     return asyncio.create_task(feed(), name="stdin")

@@ -116,13 +116,21 @@ class FakeProcess:
         assert self.exit_code is not None
         return self.exit_code
 
-    async def follow(self, start: int = 0) -> AsyncIterator[interaction_pb2.OutputChunk]:
-        position = start
+    async def leave(self, left: asyncio.Event) -> None:
+        async with self.changed:
+            left.set()
+            self.changed.notify_all()
+
+    async def follow(
+        self, start: int = 0, left: asyncio.Event | None = None
+    ) -> AsyncIterator[interaction_pb2.OutputChunk]:
+        """Up to its end, or until this reader has left."""
+        position, left = start, left or asyncio.Event()
         while True:
             async with self.changed:
-                while position >= len(self.chunks) and self.exit_code is None:
+                while position >= len(self.chunks) and self.exit_code is None and not left.is_set():
                     await self.changed.wait()
-            if position >= len(self.chunks):
+            if position >= len(self.chunks) or left.is_set():
                 return
             while position < len(self.chunks):
                 yield self.chunks[position]
@@ -631,10 +639,13 @@ class _Interaction(interaction_pb2_grpc.InteractionServiceServicer):
                     await fake.changed.wait_for(lambda: fake.processes.get(container.id) is not before)
                 process = fake.processes[container.id]
             replay = opening.logs or earlier is None
-            fake.spawn(_pump_stdin(process, requests))
-            async for chunk in process.follow(0 if replay else len(process.chunks)):
+            left = asyncio.Event()
+            fake.spawn(_pump_stdin(process, requests, left))
+            async for chunk in process.follow(0 if replay else len(process.chunks), left):
                 if (chunk.stream == STDOUT and opening.stdout) or (chunk.stream == STDERR and opening.stderr):
                     yield interaction_pb2.AttachResponse(output=chunk)
+            if left.is_set():
+                return
             exit_code = await process.ended()
         yield interaction_pb2.AttachResponse(exited=interaction_pb2.ProcessExited(exit_code=exit_code))
 
@@ -644,9 +655,12 @@ class _Interaction(interaction_pb2_grpc.InteractionServiceServicer):
         process = await start_exec(self._fake, first.open.exec_id, context)
         yield interaction_pb2.AttachResponse(attached=interaction_pb2.Attached())
         async with self._fake.watching("AttachExec"):
-            self._fake.spawn(_pump_stdin(process, requests))
-            async for chunk in process.follow():
+            left = asyncio.Event()
+            self._fake.spawn(_pump_stdin(process, requests, left))
+            async for chunk in process.follow(0, left):
                 yield interaction_pb2.AttachResponse(output=chunk)
+            if left.is_set():
+                return
             exit_code = await process.ended()
         yield interaction_pb2.AttachResponse(exited=interaction_pb2.ProcessExited(exit_code=exit_code))
 
@@ -671,11 +685,13 @@ async def _each(chunks: list[interaction_pb2.OutputChunk]) -> AsyncIterator[inte
         yield chunk
 
 
-async def _pump_stdin(process: FakeProcess, requests: AsyncIterator[Any]) -> None:
+async def _pump_stdin(process: FakeProcess, requests: AsyncIterator[Any], left: asyncio.Event) -> None:
     with contextlib.suppress(asyncio.CancelledError, grpc.aio.UsageError, grpc.RpcError):
         async for request in requests:
             if request.WhichOneof("message") == "close_stdin":
                 await process.close_stdin()
+            elif request.WhichOneof("message") == "detach":
+                await process.leave(left)
             else:
                 await process.feed(request.stdin)
 

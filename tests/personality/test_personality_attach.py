@@ -12,6 +12,8 @@ import pytest
 from conftest import HttpClient, frames
 from fake_portlayer import STDERR, STDOUT, FakePortLayer, FakeProcess, Script
 
+from personality.api import streams
+
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 EVERYTHING = "stream=1&stdin=1&stdout=1&stderr=1"
@@ -143,6 +145,17 @@ async def test_detach_keys(
     assert bytes(process.stdin) == passed
     assert not process.stdin_closed
     assert process.exit_code is None
+
+
+async def test_a_process_that_reads_nothing_does_not_keep_a_client_that_detaches(
+    http: HttpClient, fake: FakePortLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_LAST_INPUT_S", 0.05)
+    process = await _run(http, fake, Tty=True, OpenStdin=True)
+    monkeypatch.setattr(process, "feed", lambda data: asyncio.Event().wait())
+    async with http.hijacked(f"/containers/box/attach?{EVERYTHING}") as stream:
+        stream.writer.write(b"abc\x10\x11")
+        assert await stream.rest() == b""
     await asyncio.wait_for(fake.until_cancelled("Attach"), 5)
 
 

@@ -215,6 +215,31 @@ async def test_input_goes_in_and_output_comes_out(api: Api) -> None:
     assert received == sent
 
 
+@pytest.mark.parametrize("logs", [False, True])
+async def test_a_client_that_detaches_loses_no_input(api: Api, logs: bool) -> None:
+    await api.create("cat", name="cat", open_stdin=True)
+    await api.start("cat")
+    sent = bytes(range(256)) * (4 << 10)
+
+    def requests() -> Iterable[io.AttachRequest]:
+        open_ = io.AttachOpen(container="cat", stdin=True, stdout=True, stream=True, logs=logs)
+        yield io.AttachRequest(open=open_)
+        yield io.AttachRequest(stdin=sent)
+        yield io.AttachRequest(detach=True)
+
+    async with asyncio.timeout(20):
+        async for _ in api.interaction.Attach(requests()):
+            pass
+        written = b""
+        async for message in api.interaction.ReadLogs(io.ReadLogsRequest(container="cat", stdout=True, follow=True)):
+            written += message.data
+            if len(written) == len(sent):
+                break
+    assert written == sent
+    container = (await api.execution.GetContainer(ex.GetContainerRequest(container="cat"))).container
+    assert container.state.status == types_pb2.CONTAINER_STATUS_RUNNING
+
+
 async def test_a_deadline_ends_a_wait_and_nothing_else(api: Api) -> None:
     await api.create("sleep", name="sleeper")
     await api.start("sleeper")
