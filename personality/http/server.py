@@ -127,7 +127,7 @@ class Server:
 
     async def _respond(self, wire: Wire, exchange: Exchange, head: h11.Request) -> bool:
         started = time.monotonic()
-        response = await self._answer(head, exchange.body())
+        response = await self._answer(head, exchange.body(), wire.caller)
         head_only = head.method == b"HEAD"
         if isinstance(response, Stream):
             response = await self._send_stream(exchange, response, head_only=head_only) or response
@@ -145,10 +145,10 @@ class Server:
         )
         return await exchange.next_cycle() and not self._closing
 
-    async def _answer(self, head: h11.Request, body: AsyncIterator[bytes]) -> Response:
+    async def _answer(self, head: h11.Request, body: AsyncIterator[bytes], caller: str) -> Response:
         """The endpoint's answer, or the error's."""
         try:
-            request = _request(head, body)
+            request = _request(head, body, caller)
             route, request.params = self._router.find(request.method, request.path)
             return await route.handler(request, self._backend)
         except Exception as error:
@@ -223,7 +223,7 @@ class Server:
         return headers
 
 
-def _request(head: h11.Request, body: AsyncIterator[bytes]) -> Request:
+def _request(head: h11.Request, body: AsyncIterator[bytes], caller: str) -> Request:
     """Raises DockerError 400 for a path, query or version that cannot be served."""
     try:
         target = _ABSOLUTE.sub("", head.target.decode("ascii"))
@@ -248,6 +248,7 @@ def _request(head: h11.Request, body: AsyncIterator[bytes]) -> Request:
         query=Query(query),
         headers=headers,
         api_version=version,
+        caller=caller,
         body=body,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from pathlib import Path
+from typing import Any
 
 _READ_BYTES = 256 << 10
 
@@ -40,6 +41,14 @@ class TlsLayer:
         self._open = False
         self._close_sent = False
         self.peer_closed = False
+
+    @property
+    def peer_name(self) -> str:
+        """The common name in the client's certificate; "" when it has none, and before the handshake."""
+        # {"subject": ((("commonName", "anna"),), ...)}
+        certificate: dict[str, Any] = (self._connection.getpeercert() if self._open else None) or {}
+        subject = [pair for names in certificate.get("subject", ()) for pair in names]
+        return next((value for key, value in subject if key == "commonName"), "")
 
     def receive(self, data: bytes) -> bytes:
         """Takes bytes from the peer and returns the plaintext in them. Sets peer_closed at its close_notify.

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
+from personality.http.callers import printable, user_of
 from personality.http.tls import TlsLayer
 
 _INPUT_LIMIT = 256 << 10
@@ -153,6 +154,14 @@ class Wire(asyncio.Protocol):
             self._watch.stop()
 
     # What the server and endpoints call.
+
+    @property
+    def caller(self) -> str:
+        """Who is at the other end: the name in the certificate, or the user of the process; "" if unknown."""
+        if self._tls is not None:
+            return printable(self._tls.peer_name)
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return user_of(sock) if sock is not None and sock.family == socket.AF_UNIX else ""
 
     def on_gone(self, callback: Callable[[], object] | None, *, after_input: bool = False) -> None:
         """Has `callback` called once when the client has gone; with `after_input`, only when all it sent is read."""

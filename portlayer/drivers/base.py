@@ -111,7 +111,7 @@ class MachineSpec:
 
     `image_disk` is a name in the datastore; the disk is attached read-only. The writable disk (ext4, empty,
     `writable_disk_bytes` large) is made with the machine. It has one network card for each of `networks`, in that
-    order; they are names of the driver's. `name` and `image_name` are for people.
+    order; they are names of the driver's. `name`, `image_name` and `owner` are for people.
     """
 
     id: str
@@ -121,6 +121,7 @@ class MachineSpec:
     image_disk: str
     writable_disk_bytes: int
     image_name: str = ""
+    owner: str = ""
     networks: tuple[str, ...] = ()
 
 

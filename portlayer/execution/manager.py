@@ -228,6 +228,7 @@ class Manager:
                     image_disk=disk,
                     writable_disk_bytes=size.disk_bytes,
                     image_name=whole.image,
+                    owner=whole.owner,
                     networks=cards(networks),
                 ),
                 record.SerializeToString(),

@@ -227,6 +227,8 @@ def _check(spec: types_pb2.ContainerSpec) -> None:
     restarts.check(spec.restart)
     if spec.auto_remove and spec.restart.kind != restarts.NEVER:
         raise InvalidArgumentError("can't create 'AutoRemove' container with restart policy")
+    if len(spec.owner) > 256 or not spec.owner.isprintable():
+        raise InvalidArgumentError("the owner's name has at most 256 printable characters")
     if sum(len(value) for value in spec.frontend_data.values()) > 64 << 10:
         raise InvalidArgumentError("the front-end's data is larger than 64 KiB")
     capabilities(spec)

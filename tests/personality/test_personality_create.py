@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from typing import Any
 
 import msgspec
@@ -43,6 +45,7 @@ def _look(spec: types_pb2.ContainerSpec, path: str) -> Any:
     ("body", "path", "expected"),
     [
         ({}, "image", "busybox"),
+        ({"Owner": "somebody else"}, "owner", pwd.getpwuid(os.getuid()).pw_name),
         ({"Hostname": "box"}, "hostname", "box"),
         ({"Domainname": "example.org"}, "domainname", "example.org"),
         ({"User": "1000:100"}, "process.user", "1000:100"),

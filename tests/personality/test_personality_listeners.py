@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import resource
 import signal
 import socket
@@ -20,6 +21,7 @@ from conftest import HttpClient
 from fake_portlayer import FakePortLayer
 
 from personality.backend import Backend
+from personality.http.callers import printable, user_of
 from personality.http.listeners import ListenError, listening
 from personality.http.messages import Connection, Hijack, Reply, Request, Response
 from personality.http.router import Route, Router
@@ -29,6 +31,10 @@ from personality.http.tls import server_context
 
 async def hello(request: Request, backend: Backend) -> Response:
     return Reply(body={"hello": "x" * request.query.integer("size")})
+
+
+async def whoami(request: Request, backend: Backend) -> Response:
+    return Reply(body={"caller": request.caller})
 
 
 async def raw(request: Request, backend: Backend) -> Response:
@@ -62,6 +68,7 @@ _HEARD = asyncio.Event()
 async def server(sockets: Path) -> AsyncIterator[Server]:
     routes = [
         Route("GET", "/hello", hello),
+        Route("GET", "/whoami", whoami),
         Route("POST", "/raw", raw),
         Route("POST", "/raw-first-eof", raw_first_eof),
     ]
@@ -79,6 +86,24 @@ async def test_the_socket_is_for_owner_and_group_and_goes_at_the_end(server: Ser
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert (await HttpClient(path).get("/hello")).status == 200
     assert not path.exists()
+
+
+async def test_the_caller_on_a_socket_is_the_user_of_the_process(server: Server, sockets: Path) -> None:
+    path = sockets / "d.sock"
+    async with listening(server, [f"unix://{path}"], None):
+        answer = await HttpClient(path).get("/whoami")
+    assert answer.json() == {"caller": pwd.getpwuid(os.getuid()).pw_name}
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: {}[user])
+    here, there = socket.socketpair()
+    with here, there:
+        assert user_of(here) == f"user {os.getuid()}"
+
+
+def test_names_are_fit_to_be_shown() -> None:
+    assert printable("Ann\n\x1b[1mof \u202eOps" + "x" * 999) == ("Ann[1mof Ops" + "x" * 999)[:256]
 
 
 async def test_a_dead_socket_is_replaced(server: Server, sockets: Path) -> None:
@@ -141,6 +166,9 @@ async def test_tcp_addresses_that_cannot_be_served(server: Server, host: str) ->
 # TLS.
 
 
+CLIENT = "Anna of Ops"
+
+
 class Pki:
     """An authority, the server's files, and contexts for clients."""
 
@@ -156,7 +184,7 @@ class Pki:
         context = ssl.create_default_context()
         self.authority.configure_trust(context)
         if signed_by is not None:
-            signed_by.issue_cert("client@example.org").configure_cert(context)
+            signed_by.issue_cert("client@example.org", common_name=CLIENT).configure_cert(context)
         return context
 
 
@@ -174,11 +202,16 @@ async def port(server: Server, pki: Pki) -> AsyncIterator[int]:
         yield port
 
 
-async def _tls_request(port: int, context: ssl.SSLContext, size: int = 1) -> bytes:
+async def test_the_caller_over_tls_is_the_name_in_the_certificate(port: int, pki: Pki) -> None:
+    answer = await _tls_request(port, pki.client(pki.authority), "/whoami")
+    assert answer.endswith(b'{"caller":"Anna of Ops"}\n')
+
+
+async def _tls_request(port: int, context: ssl.SSLContext, path: str = "/hello?size=1") -> bytes:
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         try:
-            writer.write(b"GET /hello?size=%d HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n" % size)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n".encode())
             return await reader.read()
         finally:
             writer.transport.abort()
@@ -188,7 +221,7 @@ async def _tls_request(port: int, context: ssl.SSLContext, size: int = 1) -> byt
 async def test_tls_with_a_certificate(port: int, pki: Pki, version: ssl.TLSVersion) -> None:
     context = pki.client(pki.authority)
     context.minimum_version = context.maximum_version = version
-    response = await _tls_request(port, context, size=3_000_000)
+    response = await _tls_request(port, context, "/hello?size=3000000")
     assert response.startswith(b"HTTP/1.1 200 ")
     assert response.count(b"x") >= 3_000_000
 

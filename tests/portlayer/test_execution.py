@@ -230,6 +230,8 @@ async def test_create_is_idempotent_by_request_id(host: Host) -> None:
     ("changes", "message"),
     [
         ({"process": types_pb2.ProcessConfig(entrypoint_set=True)}, "no command specified"),
+        ({"owner": "x" * 257}, "at most 256 printable"),
+        ({"owner": "Ann\nMallory"}, "at most 256 printable"),
         ({"process": types_pb2.ProcessConfig(working_dir="here")}, "absolute path"),
         ({"process": types_pb2.ProcessConfig(capabilities_add=["MAGIC"])}, "unknown capability"),
         ({"process": types_pb2.ProcessConfig(env=["=x"])}, "invalid environment variable"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import secrets
@@ -146,8 +147,9 @@ async def until(what: Callable[[], bool]) -> None:
 
 async def test_an_administrator_sees_what_the_vm_is(site: Site) -> None:
     async with site.driver() as driver:
-        machine = await driver.create(spec(), b"record")
+        machine = await driver.create(dataclasses.replace(spec(), owner="Anna of Ops"), b"record")
         vm = site.vm(f"web-{machine.id[:12]}")
+        assert "owner: Anna of Ops\n" in vm.config.annotation
         assert "Container web of the virtual container host lab" in vm.config.annotation
         assert "image: nginx:latest" in vm.config.annotation
         assert machine.id in vm.config.annotation

@@ -273,7 +273,7 @@ class VsphereDriver:
         about = vim.vm.ConfigSpec(managedBy=self._managed_by)
         about.annotation = (
             f"Container {spec.name} of the virtual container host {self._vch_name}\n"
-            f"id: {spec.id}\nimage: {spec.image_name or spec.image_disk}\n"
+            f"id: {spec.id}\nimage: {spec.image_name or spec.image_disk}\nowner: {spec.owner or 'not known'}\n"
             "Belongs to its virtual container host: docker changes and removes it."
         )
         return about
