@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def shares(level: str, number: int) -> vim.SharesInfo:
 def test_a_containers_vm() -> None:
     config = described(standard())
     assert (config.name, config.annotation) == ("web-abab", "for people")
-    assert (config.memoryMB, config.numCPUs, config.numCoresPerSocket) == (513, 3, 1)  # no less than was asked for
+    assert (config.memoryMB, config.numCPUs, config.numCoresPerSocket) == (516, 3, 1)  # no less than was asked for
     assert (config.instanceUuid, config.uuid) == (UUID, UUID)
     assert (config.firmware, config.guestId) == ("bios", "vmwarePhoton64Guest")
     assert config.files.vmPathName == "[vms]"
@@ -77,6 +78,12 @@ def test_a_containers_vm() -> None:
     assert extra["answer.msg.serial.file.open"] == "Append"
     assert {change.operation for change in config.deviceChange} == {"add"}
     SoapAdapter.SerializeToStr(config)  # every value has its type
+
+
+@pytest.mark.parametrize(("asked", "given"), [(493 * MIB, 496), (494 * MIB, 496), (496 * MIB, 496), (496 * MIB + 1, 500)])
+def test_memory_is_a_multiple_of_four_mebibytes(asked: int, given: int) -> None:
+    """vSphere powers no other VM on."""
+    assert described(spec=replace(SPEC, memory_bytes=asked)).memoryMB == given
 
 
 def test_devices_have_keys_of_their_own_and_stand_at_their_controllers() -> None:
@@ -217,10 +224,16 @@ def test_a_vm_that_nobody_has_touched_is_as_made() -> None:
     assert config_spec.is_as_made(made(), SPEC, ())
 
 
+def test_a_vm_that_was_a_clone_is_as_made() -> None:
+    """It has the size of its template, which is a power of two."""
+    assert config_spec.is_as_made(made() | {"config.hardware.memoryMB": 1024}, SPEC, ())
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("config.hardware.memoryMB", 1024),
+        ("config.hardware.memoryMB", 2048),
+        ("config.hardware.memoryMB", 512),
         ("config.hardware.numCPU", 4),
         ("config.cpuAllocation", vim.ResourceAllocationInfo(limit=500)),
         ("config.memoryAllocation", vim.ResourceAllocationInfo(limit=-1, reservation=64)),

@@ -22,6 +22,7 @@ from pyVmomi import vim
 
 from portlayer.drivers import ext4
 from portlayer.drivers.base import MachineSpec
+from portlayer.drivers.shapes import memory_of_template
 from portlayer.drivers.vsphere.extra_config import Boot
 from portlayer.errors import ExhaustedError
 
@@ -33,6 +34,8 @@ CONSOLE_LOG = "console.log"
 SERVICE = "vch://"
 _MIB = 1 << 20
 _KIB = 1 << 10
+# "The memory size must be a multiple of 4 MB" (vSphere Virtual Machine Administration).
+_MEMORY_GRAIN = 4 * _MIB
 _MAX_NAME = 80
 _MAX_CARDS = 10
 _OWN_DISKS = 2
@@ -203,17 +206,18 @@ def reboot_edits(devices: list[Any], boot: Boot) -> list[vim.vm.device.VirtualDe
 
 
 def is_as_made(found: Mapping[str, Any], spec: MachineSpec, networks: Sequence[Any]) -> bool:
-    """Whether a VM, of which `found` has hardware and ALLOCATIONS, is still what `describe` asked for.
+    """Whether a VM, of which `found` has hardware and ALLOCATIONS, is still what `describe` asked for, or what a clone
+    that its container moved into had.
 
     `networks`: what its network cards were backed by.
     """
-    size = (found.get("config.hardware.memoryMB"), found.get("config.hardware.numCPU"))
-    wanted = (-(-spec.memory_bytes // _MIB), spec.cpus)
+    memory = {_memory_mib(spec.memory_bytes), _memory_mib(memory_of_template(spec.memory_bytes))}
+    as_large = found.get("config.hardware.memoryMB") in memory and found.get("config.hardware.numCPU") == spec.cpus
     disks = [one for one in found["config.hardware.device"] if isinstance(one, vim.vm.device.VirtualDisk)]
     plugged = [card.backing for card in cards(found["config.hardware.device"])]
     on_networks = len(plugged) == len(networks) and all(map(_is_same_network, plugged, networks))
     shares = all(_is_default(found.get(path)) for path in ALLOCATIONS)
-    return size == wanted and len(disks) <= _OWN_DISKS and on_networks and shares
+    return as_large and len(disks) <= _OWN_DISKS and on_networks and shares
 
 
 def _is_same_network(backing: Any, wanted: Any) -> bool:
@@ -278,7 +282,7 @@ def _describe(
     config.name = name
     config.guestId = GUEST_ID
     config.instanceUuid = config.uuid = uuid
-    config.memoryMB = -(-memory_bytes // _MIB)
+    config.memoryMB = _memory_mib(memory_bytes)
     config.numCPUs = cpus
     config.numCoresPerSocket = 1
     config.firmware = vim.vm.GuestOsDescriptor.FirmwareType.bios
@@ -286,6 +290,11 @@ def _describe(
     config.bootOptions = vim.vm.BootOptions(bootDelay=0, bootOrder=[vim.vm.BootOptions.BootableCdromDevice()])
     config.extraConfig = options({**_OPTIONS, **values})
     config.deviceChange = [_scsi_controller(), *_boot_devices(hardware, name), *nics(hardware.networks)]
+
+
+def _memory_mib(memory_bytes: int) -> int:
+    """At least so much, as a VM can have it."""
+    return -(-memory_bytes // _MEMORY_GRAIN) * _MEMORY_GRAIN // _MIB
 
 
 def _scsi_controller() -> vim.vm.device.VirtualDeviceSpec:
