@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pyVmomi import vim
-from vsphere_sessions import opened
+from vsphere_sessions import denied, opened
 from vsphere_simulator import HOST, Simulator
 
 from portlayer.drivers.findings import Finding
@@ -107,20 +107,6 @@ async def test_hosts_in_maintenance(fresh_simulator: Simulator, session: Session
     assert (found.level, found.found) == ("ok", "1 of 2 can run containers, in maintenance: DC0_C0_H0")
     await session.run(hosts[1].object.EnterMaintenanceMode_Task, 0, what="maintaining")
     assert (await examine(fresh_simulator))["hosts"].level == "fail"
-
-
-def denied(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
-    """vcsim grants whatever is asked for; here, all but these."""
-    call = Session.call
-
-    async def answered(self: Session, method: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = await call(self, method, *args, **kwargs)
-        for entity in answer if kwargs["what"].startswith("asking for the privileges") else ():
-            for one in entity.privAvailability:
-                one.isGranted = one.privId not in ids
-        return answer
-
-    monkeypatch.setattr(Session, "call", answered)
 
 
 async def test_lacking_privileges_are_named(fresh_simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:

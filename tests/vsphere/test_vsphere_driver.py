@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 from vsphere_esxi_port import EsxiPort
-from vsphere_front import Front
+from vsphere_front import Forward, Front
 from vsphere_plain import Plain, extra, outcome
+from vsphere_sessions import denied
 from vsphere_simulator import HOST
-from vsphere_trouble import cut_after, fail_task, fail_task_after, held, unavailable
+from vsphere_soap import Call, Reply
+from vsphere_trouble import cut_after, fail_task, fail_task_after, held, raise_fault, unavailable
 
 from portlayer.drivers.base import Change, MachineChange, MachineSpec, PowerState, Shape
-from portlayer.drivers.vsphere import cloning, extension, extra_config, site_driver
+from portlayer.drivers.vsphere import cloning, extension, extra_config, privileges, site_driver
 from portlayer.drivers.vsphere import driver as driver_module
 from portlayer.drivers.vsphere import machine as machine_module
 from portlayer.drivers.vsphere.driver import VsphereDriver
@@ -55,6 +57,7 @@ class Site:
         self.told: list[MachineChange] = []
         self.serial_port = free_port()
         self.container_networks: tuple[tuple[str, str], ...] = ()
+        self.affinity_group = False
         self.guest_image = root / "guest"
         _make_guest_image(self.guest_image)
 
@@ -68,6 +71,7 @@ class Site:
             datastore="LocalDS_0",
             bridge_network="VM Network",
             container_networks=self.container_networks,
+            affinity_group=self.affinity_group,
             serial=SerialSettings(HOST, self.serial_port),
         )
         async with site_driver.opened(settings, self.who, self.root / "state", self.guest_image) as (driver, store):
@@ -84,6 +88,19 @@ class Site:
 
     def names(self) -> list[str]:
         return sorted(one.name for one in self.plain.content.searchIndex.FindByInventoryPath(self.path).childEntity)
+
+    @property
+    def cluster(self) -> Any:
+        return self.plain.content.searchIndex.FindByInventoryPath("/DC0/host/DC0_C0")
+
+    def ids(self) -> set[str]:
+        """Of the VMs of the VCH, those that just go among them."""
+        return {vm._moId for vm in self.plain.content.searchIndex.FindByInventoryPath(self.path).childEntity}
+
+    def group(self) -> set[str]:
+        """The ids of the VMs in the affinity group."""
+        groups = self.cluster.configurationEx.group
+        return {vm._moId for group in groups if group.name == self.folder for vm in group.vm}
 
     @property
     def folder(self) -> str:
@@ -168,6 +185,17 @@ async def test_an_administrator_sees_what_the_vm_is(site: Site) -> None:
         await driver.destroy(machine)
         assert site.names() == []
         assert site.files() == set()
+
+
+async def test_an_account_that_may_not_mark_vms_makes_them_unmarked(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denied(monkeypatch, privileges.MARK)
+    refusal = raise_fault(vim.fault.NoPermission(privilegeId=privileges.MARK, object=site.plain.folder))
+    site.front.inject("CreateVM_Task", refusal, times=None, when=lambda call: b"managedBy" in call.body)
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        assert site.vm(f"web-{machine.id[:12]}").config.managedBy is None
 
 
 async def test_a_new_port_layer_finds_everything(site: Site) -> None:
@@ -562,6 +590,48 @@ async def test_a_vm_with_limits_of_an_administrators_boots(site: Site, short_dia
         vm = site.vm(f"web-{machine.id[:12]}")
         assert (vm.config.cpuAllocation.limit, vm.runtime.powerState) == (500, "poweredOn")
         assert len(site.names()) == 2  # the clone is gone
+
+
+async def test_a_container_stays_in_the_group_when_it_moves_into_a_clone(site: Site, short_dial: None) -> None:
+    site.affinity_group = True
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        await until(lambda: site.group() == site.ids())
+        before = site.ids()
+        await machine.power_on(await template.clone())
+        await until(lambda: len(site.ids()) == 2 and site.ids() != before and site.ids() <= site.group())
+    empty = vim.cluster.GroupSpec(operation="edit", info=vim.cluster.VmGroup(name=site.folder, vm=[]))
+    outcome(site.cluster.ReconfigureComputeResource_Task(vim.cluster.ConfigSpecEx(groupSpec=[empty]), True))
+    async with site.driver() as driver:  # as after a port layer that was killed before it had told the group
+        await until(lambda: site.vm(f"web-{machine.id[:12]}")._moId in site.group())
+        assert driver.cloning is not None
+        [again] = await driver.cloning.templates()
+        await again.remove()
+        for one in await driver.list():
+            await driver.destroy(one)
+        assert await driver.dismantle() == []
+
+
+async def test_in_a_cluster_without_drs_vms_are_made_on_a_host(site: Site) -> None:
+    """Which vCenter wants there."""
+    asked = []
+
+    async def look(front: Front, call: Call, forward: Forward) -> Reply:
+        asked.append(call.reference("host"))
+        return await forward()
+
+    site.front.inject("CreateVM_Task", look, times=None)
+    for enabled in (False, True):
+        drs = vim.cluster.ConfigSpecEx(drsConfig=vim.cluster.DrsConfigInfo(enabled=enabled))
+        outcome(site.cluster.ReconfigureComputeResource_Task(drs, True))
+        async with site.driver() as driver:
+            machine = await driver.create(spec(), b"record")
+            await machine.power_on()
+            host = site.vm(f"web-{machine.id[:12]}").runtime.host
+            await driver.destroy(machine)
+            assert host in site.cluster.host
+            assert asked.pop() == (None if enabled else host._moId)
 
 
 @pytest.mark.slow

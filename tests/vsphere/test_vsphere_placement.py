@@ -11,14 +11,14 @@ from pyVmomi import vim
 from vsphere_sessions import opened
 from vsphere_simulator import Simulator
 
-from portlayer.drivers.vsphere import resource_pool
+from portlayer.drivers.vsphere import hosts, resource_pool
 from portlayer.drivers.vsphere.affinity import AffinityGroup
 from portlayer.drivers.vsphere.inventory import Inventory
 from portlayer.drivers.vsphere.placement import Placement, dismantle, establish, own_name
 from portlayer.drivers.vsphere.resource_pool import unlimited
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.settings import VsphereSettings, from_options
-from portlayer.errors import InvalidArgumentError, NotFoundError
+from portlayer.errors import ExhaustedError, InvalidArgumentError, NotFoundError
 
 OWN = own_name("red", "0123456789abcdef")
 
@@ -43,7 +43,7 @@ async def config(session: Session, placement: Placement) -> tuple[Any, Any]:
 async def make_vm(session: Session, placement: Placement, name: str) -> Any:
     spec = vim.vm.ConfigSpec(name=name, files=vim.vm.FileInfo(vmPathName="[LocalDS_0]"), memoryMB=4, numCPUs=1)
     return await session.run(
-        placement.folder.CreateVM_Task, spec, placement.resource_pool, placement.host, what="making a VM"
+        placement.folder.CreateVM_Task, spec, placement.resource_pool, placement.site.host, what="making a VM"
     )
 
 
@@ -100,7 +100,8 @@ async def test_into_a_pool_and_onto_a_host(session: Session) -> None:
     assert path == f"/DC0/host/DC0_C0/Resources/gold/{OWN}"
     assert inner.compute == outer.compute
     pinned = await establish(session, settings(compute_resource="DC0_C0_H1"), OWN)
-    assert isinstance(pinned.host, vim.HostSystem)
+    assert isinstance(pinned.site.host, vim.HostSystem)
+    assert await hosts.for_new_vm(session, pinned.site) == pinned.site.host
     assert not pinned.drs_enabled
 
 
@@ -140,6 +141,23 @@ async def test_without_drs_there_is_no_pool(session: Session) -> None:
             await establish(session, settings(**options), OWN)
     assert await dismantle(session, placed) == []
     assert placed.resource_pool in await session.read([placed.resource_pool], ["name"])
+
+
+async def test_without_drs_a_host_is_chosen_for_each_vm(session: Session) -> None:
+    placed = await establish(session, settings(bridge_network="VM Network"), OWN)
+    assert await hosts.for_new_vm(session, placed.site) is None
+    off = vim.cluster.ConfigSpecEx(drsConfig=vim.cluster.DrsConfigInfo(enabled=False))
+    await session.run(placed.compute.ReconfigureComputeResource_Task, off, True, what="turning DRS off")
+    site = (await establish(session, settings(bridge_network="VM Network"), OWN)).site
+    chosen = [await hosts.for_new_vm(session, site) for _ in range(40)]
+    assert set(chosen) == set(site.hosts)
+    *resting, last = site.hosts
+    for host in resting:
+        await session.run(host.EnterMaintenanceMode_Task, 0, what="maintenance")
+    assert [await hosts.for_new_vm(session, site) for _ in range(10)] == [last] * 10
+    await session.run(last.EnterMaintenanceMode_Task, 0, what="maintenance")
+    with pytest.raises(ExhaustedError, match="out of maintenance"):
+        await hosts.for_new_vm(session, site)
 
 
 async def test_only_what_is_empty_is_removed(session: Session) -> None:
@@ -217,7 +235,7 @@ async def test_a_host_outside_clusters(tmp_path_factory: pytest.TempPathFactory)
     try:
         async with opened(simulator) as session:
             placed = await establish(session, settings(compute_resource="DC0_H0", memory_limit="2g"), OWN)
-            assert (placed.owns_pool, placed.drs_enabled, placed.host) == (True, False, None)
+            assert (placed.owns_pool, placed.drs_enabled, placed.site.host) == (True, False, None)
             with pytest.raises(InvalidArgumentError, match="--affinity-group"):
                 await establish(session, settings(compute_resource="DC0_H0", affinity_group=True), OWN)
     finally:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
+import pytest
 from vsphere_simulator import HOST, Simulator
 
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
@@ -21,3 +23,17 @@ async def opened(simulator: Simulator) -> AsyncIterator[Session]:
         yield session
     finally:
         await session.close()
+
+
+def denied(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
+    """vcsim grants whatever is asked for; here, all but these."""
+    call = Session.call
+
+    async def answered(self: Session, method: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = await call(self, method, *args, **kwargs)
+        for entity in answer if kwargs["what"].startswith("asking for the privileges") else ():
+            for one in entity.privAvailability:
+                one.isGranted = one.privId not in ids
+        return answer
+
+    monkeypatch.setattr(Session, "call", answered)

@@ -67,6 +67,8 @@ class Surroundings(Protocol):
 
     async def make(self, config: vim.vm.ConfigSpec, what: str) -> Any: ...
 
+    def into_group(self, vm: Any) -> None: ...
+
     async def wait_off(self, vm: Any) -> None: ...
 
     def hardware(self, boot: Boot, token: str) -> config_spec.Hardware: ...
@@ -329,6 +331,7 @@ class VsphereCloning:
         except BaseException:
             self.around.lines.dismiss(uuid)
             raise
+        self.around.into_group(vm)  # its clones begin on its host
         parent = VsphereParent(self, key, vm, name, uuid, token, shape)
         try:
             await self.around.power_on(vm, name)

@@ -90,7 +90,7 @@ def _drs(there: Site, settings: VsphereSettings) -> Finding:
     if not isinstance(there.compute.object, vim.ClusterComputeResource):
         return Finding("DRS", "ok", f"{there.compute.path} is a single host")
     if not there.drs_enabled:
-        costs = "no resource pool of the VCH's own, so no limits; VMs start where vSphere puts them"
+        costs = "no resource pool of the VCH's own, so no limits; VMs stay on the host that they were made on"
         level = "fail" if settings.limits.any or settings.affinity_group else "warn"
         return Finding("DRS", "fail" if level == "fail" else "warn", f"off in {there.compute.path}", costs)
     if not there.drs_automatic:

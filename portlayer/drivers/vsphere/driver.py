@@ -32,6 +32,7 @@ from portlayer.drivers.vsphere import (
     config_spec,
     extension,
     extra_config,
+    hosts,
     inventory_load,
     once,
     operations,
@@ -128,7 +129,7 @@ class VsphereDriver:
 
     async def open(self) -> None:
         await asyncio.to_thread(self._directories.mkdir, parents=True, exist_ok=True)
-        self._managed_by = await extension.register(self._session)
+        self._managed_by = await extension.register(self._session, self._placement.folder)
         await Files(self._session, self._disk_place).make_directory(self._disk_directory)
         await self._session.updates.add(self._vms)
         await self._load()
@@ -165,14 +166,14 @@ class VsphereDriver:
     async def capacity(self) -> Capacity:
         paths = ["hardware.cpuInfo.numCpuThreads", "hardware.memorySize"]
         try:
-            hosts = (await self._session.read(self._placement.site.hosts, paths)).values()
+            found = (await self._session.read(self._placement.site.hosts, paths)).values()
         except PortLayerError:
             if self._capacity is None:
                 raise
             return self._capacity  # as it was: `docker info` does not fail because vCenter is away
         self._capacity = Capacity(
-            max((int(host.get(paths[0], 1)) for host in hosts), default=1),
-            sum(int(host.get(paths[1], 0)) for host in hosts),
+            max((int(host.get(paths[0], 1)) for host in found), default=1),
+            sum(int(host.get(paths[1], 0)) for host in found),
         )
         return self._capacity
 
@@ -264,6 +265,7 @@ class VsphereDriver:
         if before is not None:
             self._by_vm.pop(before._moId, None)
         self._by_vm[machine.vm._moId] = machine
+        self.into_group(machine.vm)
 
     async def image_disk(self, name: str) -> config_spec.Parent:
         size = await self._datastore.image_disk_bytes(name)
@@ -299,16 +301,19 @@ class VsphereDriver:
         place, session = self._placement, self._session
 
         async def create() -> Any:
-            return await session.run(place.folder.CreateVM_Task, config, place.resource_pool, place.host, what=what)
+            host = await hosts.for_new_vm(session, place.site)
+            return await session.run(place.folder.CreateVM_Task, config, place.resource_pool, host, what=what)
 
         async def find() -> Any:
             find, where = session.content.searchIndex.FindByUuid, place.datacenter
             return await session.call(find, where, config.instanceUuid, True, True, what="looking for a VM by its uuid")
 
-        vm = await once.made(session, create, find, entity=place.folder, name=str(config.name), what=what)
-        if place.affinity is not None:
-            self.later(place.affinity.join(vm), f"putting {config.name} into the group {place.affinity.name}")
-        return vm
+        return await once.made(session, create, find, entity=place.folder, name=str(config.name), what=what)
+
+    def into_group(self, vm: Any) -> None:
+        """Puts a VM into the affinity group, if there is one."""
+        if (group := self._placement.affinity) is not None:
+            self.later(group.join(vm), f"putting a VM into the group {group.name}")
 
     def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
         task = asyncio.create_task(operations.quietly(work, what))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from pyVmomi import vim
 
+from portlayer.drivers.vsphere import privileges
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import PortLayerError
 
@@ -15,8 +17,11 @@ VM_TYPE = "container"
 _log = logging.getLogger(__name__)
 
 
-async def register(session: Session) -> vim.ext.ManagedByInfo | None:
-    """The mark; None where there are no extensions (ESXi), or where the account may not register ours."""
+async def register(session: Session, folder: Any) -> vim.ext.ManagedByInfo | None:
+    """The mark for VMs in `folder`; None where there are no extensions (ESXi), or the account may not mark VMs.
+
+    Without the privilege for it, a VM with the mark would not be made at all.
+    """
     manager = session.content.extensionManager
     if manager is None or not session.is_vcenter:
         return None
@@ -29,6 +34,9 @@ async def register(session: Session) -> vim.ext.ManagedByInfo | None:
                 lastHeartbeatTime=datetime.now(UTC),
             )
             await session.call(manager.RegisterExtension, extension, what="registering our extension")
+        if await privileges.not_granted(session, [folder], [privileges.MARK]):
+            _log.warning("VMs are not marked as managed by this VCH: the account lacks %s", privileges.MARK)
+            return None
     except PortLayerError as error:
         _log.warning("VMs are not marked as managed by this VCH: %s", error)
         return None

@@ -49,11 +49,6 @@ class Placement:
         return self.site.compute.object
 
     @property
-    def host(self) -> Any:
-        """For CreateVM_Task; None where vSphere chooses."""
-        return self.site.host
-
-    @property
     def datastore(self) -> Any:
         return self.site.datastore.object
 

@@ -42,6 +42,8 @@ class Privilege:
         return not self.costs
 
 
+# For ManagedByInfo in a VM's configuration.
+MARK: Final = "VirtualMachine.Config.ManagedBy"
 _VM = "Virtual machine > "
 _CHANGE = f"{_VM}Change Configuration > "
 
@@ -94,9 +96,6 @@ LEAST: Final = (
         "VirtualMachine.Config.RemoveDisk", f"{_CHANGE}Remove disk", Place.DATACENTER, "containers that leave clones"
     ),
     Privilege(
-        "VirtualMachine.Config.DiskExtend", f"{_CHANGE}Extend virtual disk", Place.DATACENTER, "`--storage-opt size`"
-    ),
-    Privilege(
         "VirtualMachine.Config.AddRemoveDevice",
         f"{_CHANGE}Add or remove device",
         Place.DATACENTER,
@@ -120,7 +119,7 @@ LEAST: Final = (
     Privilege("VirtualMachine.Config.Rename", f"{_CHANGE}Rename", Place.DATACENTER, "a clone that becomes a container"),
     Privilege("VirtualMachine.Config.Annotation", f"{_CHANGE}Set annotation", Place.DATACENTER, "the VM's notes"),
     Privilege(
-        "VirtualMachine.Config.ManagedBy",
+        MARK,
         f"{_CHANGE}Configure managedBy",
         Place.DATACENTER,
         "marking VMs as the VCH's",
@@ -167,25 +166,32 @@ LEAST: Final = (
 
 async def lacking(session: Session, where: Mapping[Place, Sequence[Any]]) -> dict[Any, list[Privilege]]:
     """What the account that is logged in lacks, for each object of `where`; objects that lack nothing are left out."""
-    manager = session.content.sessionManager
-    current = (await session.read([manager], ["currentSession"]))[manager]["currentSession"]
     missing: dict[Any, list[Privilege]] = defaultdict(list)
     for place, entities in where.items():
         wanted = {privilege.id: privilege for privilege in LEAST if privilege.place is place}
-        if not entities or not wanted:
-            continue
-        answers = await session.call(
-            session.content.authorizationManager.HasPrivilegeOnEntities,
-            list(entities),
-            current.key,
-            list(wanted),
-            what="asking for the privileges of the account",
-        )
-        for answer in answers or ():
-            for one in answer.privAvailability or ():
-                if not one.isGranted and one.privId in wanted:
-                    missing[answer.entity].append(wanted[one.privId])
+        for entity, ids in (await not_granted(session, entities, list(wanted))).items():
+            missing[entity] += [wanted[id_] for id_ in ids]
     return dict(missing)
+
+
+async def not_granted(session: Session, entities: Sequence[Any], ids: Sequence[str]) -> dict[Any, list[str]]:
+    """Of privileges by their ids, those that the account that is logged in has not on each of these objects, if any."""
+    if not entities or not ids:
+        return {}
+    manager = session.content.sessionManager
+    current = (await session.read([manager], ["currentSession"]))[manager]["currentSession"]
+    answers = await session.call(
+        session.content.authorizationManager.HasPrivilegeOnEntities,
+        list(entities),
+        current.key,
+        list(ids),
+        what="asking for the privileges of the account",
+    )
+    missing = {
+        answer.entity: [one.privId for one in answer.privAvailability or () if not one.isGranted]
+        for answer in answers or ()
+    }
+    return {entity: lacks for entity, lacks in missing.items() if lacks}
 
 
 def table() -> str:
