@@ -19,7 +19,7 @@ import pytest
 from pyVmomi import vim
 from vsphere_esxi_port import EsxiPort
 from vsphere_front import Forward, Front
-from vsphere_plain import Plain, extra, outcome
+from vsphere_plain import Plain, by_name, extra, outcome
 from vsphere_sessions import denied
 from vsphere_simulator import HOST
 from vsphere_soap import Call, Reply
@@ -87,7 +87,7 @@ class Site:
         return self.plain.content.searchIndex.FindByInventoryPath(f"/DC0/vm/{self.folder}/{name}")
 
     def names(self) -> list[str]:
-        return sorted(one.name for one in self.plain.content.searchIndex.FindByInventoryPath(self.path).childEntity)
+        return sorted(by_name(self.plain.content.searchIndex.FindByInventoryPath(self.path).childEntity))
 
     @property
     def cluster(self) -> Any:

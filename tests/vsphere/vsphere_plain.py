@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pyVmomi import vim, vmodl
@@ -72,14 +73,19 @@ class Plain:
 
     def _machines(self) -> dict[str, Any]:
         view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [vim.VirtualMachine], True)
-        found = {}
         try:
-            for machine in view.view:
-                with contextlib.suppress(vmodl.fault.ManagedObjectNotFound):  # it has gone since
-                    found[machine.name] = machine
+            return by_name(view.view)
         finally:
             view.DestroyView()
-        return found
+
+
+def by_name(things: Iterable[Any]) -> dict[str, Any]:
+    """Those that are still there."""
+    found = {}
+    for thing in things:
+        with contextlib.suppress(vmodl.fault.ManagedObjectNotFound):
+            found[thing.name] = thing
+    return found
 
 
 def extra(machine: Any) -> dict[str, str]:
