@@ -16,8 +16,9 @@ from portlayer.errors import AlreadyExistsError, InvalidArgumentError, NotFoundE
 from portlayer.events import EventHub
 from portlayer.execution import names, process_spec, states
 from portlayer.execution.behind_our_back import follow_change
-from portlayer.execution.container import RECORD_VERSION, Container, Host
+from portlayer.execution.container import RECORD_VERSION, Container
 from portlayer.execution.exec_process import ExecProcess
+from portlayer.execution.host import Host
 from portlayer.execution.process_spec import ImageConfig
 from portlayer.execution.sizes import Size, check_cpus, size_of
 from portlayer.execution.tasks import Tasks

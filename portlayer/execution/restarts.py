@@ -1,9 +1,19 @@
-"""Whether and when a container whose run has ended is started again; nothing here touches a container."""
+"""Whether and when a container whose run has ended is started again; the start itself is not done here."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
 from portlayer.errors import InvalidArgumentError
+from portlayer.execution import states
+from portlayer.execution.states import Action
 from portlayer.v1 import types_pb2
+
+if TYPE_CHECKING:
+    from portlayer.execution.current_run import CurrentRun
+    from portlayer.execution.life import Life
 
 NEVER = types_pb2.RestartPolicy.KIND_UNSPECIFIED
 ALWAYS = types_pb2.RestartPolicy.KIND_ALWAYS
@@ -43,3 +53,60 @@ class Pauses:
             self._next_s = FIRST_PAUSE_S
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_PAUSE_S)
         return pause_s
+
+
+class Restarts:
+    """Those of one container: while one is due its state is RESTARTING."""
+
+    def __init__(self, life: Life, current: CurrentRun) -> None:
+        self._life = life
+        self._current = current
+        self._pauses = Pauses()
+        self._pause_s = 0.0
+        # Set when the restart that is due is not to be waited for any more.
+        self._recalled = asyncio.Event()
+
+    @property
+    def due(self) -> bool:
+        return self._life.state.status == states.RESTARTING
+
+    def begin_anew(self) -> None:
+        """Somebody starts it: what failed before does not count."""
+        self._life.record.halted = False
+        self._life.state.restart_count = 0
+        self._pauses = Pauses()
+
+    def consider(self, ran_s: float) -> None:
+        """A run has ended after so long, or could not begin: one is due if the policy wants it."""
+        if not self._life.record.halted and self._wanted():
+            self._await(self._pauses.after(ran_s))
+
+    def consider_at_open(self) -> None:
+        """As the port layer begins: what has ended before is started again at once, "always" even what was stopped."""
+        stopped = self._life.record.halted
+        if self._life.spec.restart.kind == ALWAYS if stopped else self._wanted():
+            self._await(0)
+
+    async def pause(self) -> None:
+        """Returns when the restart that is due may begin, or is not due any more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause_s):
+                await self._recalled.wait()
+
+    async def give_up(self) -> None:
+        """Somebody stops it while one is due: then it has ended. The caller holds the container's lock."""
+        self._life.move(Action.GIVE_UP)
+        self._life.record.halted = True
+        self._recalled.set()
+        self._current.announce()
+        await self._life.save()
+
+    def _wanted(self) -> bool:
+        state = self._life.state
+        return wanted(self._life.spec.restart, exit_code=state.exit_code, restarts=state.restart_count)
+
+    def _await(self, pause_s: float) -> None:
+        self._life.move(Action.AWAIT_RESTART)
+        self._life.state.restart_count += 1
+        self._pause_s = pause_s
+        self._recalled.clear()

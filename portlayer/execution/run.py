@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from portlayer.agent import AgentClient, AgentError, AgentProtocolError, Follow
 from portlayer.agent.waiting import answer_while_on
 from portlayer.drivers.base import Machine
-from portlayer.errors import DriverError, UnavailableError
+from portlayer.errors import DriverError, PortLayerError, UnavailableError
 from portlayer.execution.launch_failure import launch_error
 from portlayer.execution.standard_input import StandardInput
 from portlayer.execution.streams import OutputHub
@@ -116,10 +116,14 @@ class Run:
         if stdin:
             self.stdin = StandardInput(self.client, INIT, offset=None)
 
-    async def started_request_id(self) -> str:
-        """The request id of the Start that the agent carried out. Raises UnavailableError."""
-        hello = await self._alive(self.client.hello(timeout_s=_BOOT_TIMEOUT_S))
-        return hello.started_request_id
+    async def check_adopted(self) -> None:
+        """Cuts the power of a VM that runs something else than what was adopted, or nothing."""
+        try:
+            if await self._started_request_id() != self._request_id:
+                await self._machine.power_off()
+        except UnavailableError as error:
+            _log.warning("container %s: %s", self._machine.id[:12], error)
+            await self._machine.power_off()
 
     async def watch(self) -> Ended:
         """Takes output in until the run has ended; the exit is not acknowledged yet (see `settle`)."""
@@ -146,9 +150,28 @@ class Run:
         return Ended(VANISHED_EXIT_CODE, error="the VM stopped without reporting an exit status")
 
     async def settle(self) -> None:
-        """The exit is recorded: lets the agent power its VM off in order, and cuts the power if it does not."""
+        """The exit is recorded: lets the agent power its VM off in order, and cuts the power if it does not.
+
+        A hypervisor that is away must not keep the container from what comes after its end.
+        """
         if self._follow is not None:
             self._follow.acknowledge(self._log.end_offset, exit_recorded=True)
+        try:
+            await self._until_off()
+        except PortLayerError as error:
+            _log.warning("container %s has ended; whether its VM is off is not known: %s", self._machine.id[:12], error)
+
+    async def power_off(self) -> None:
+        """As `settle`, for an exit that was recorded by a port layer that did not come to tell the agent."""
+        with contextlib.suppress(UnavailableError):
+            await self.client.power_off(timeout_s=_POWER_OFF_S)
+        await self.settle()
+
+    async def close(self) -> None:
+        """Lets go of the channel."""
+        await self.client.aclose()
+
+    async def _until_off(self) -> None:
         try:
             async with asyncio.timeout(_POWER_OFF_S):
                 await self._machine.wait_off()
@@ -156,9 +179,10 @@ class Run:
             _log.warning("machine %s does not power off: cutting its power", self._machine.id)
             await self._machine.power_off()
 
-    async def close(self) -> None:
-        """Lets go of the channel."""
-        await self.client.aclose()
+    async def _started_request_id(self) -> str:
+        """The request id of the Start that the agent carried out. Raises UnavailableError."""
+        hello = await self._alive(self.client.hello(timeout_s=_BOOT_TIMEOUT_S))
+        return hello.started_request_id
 
     async def _alive(self, call: Coroutine[Any, Any, _T]) -> _T:
         """The call's answer, or UnavailableError as soon as the machine is off."""
@@ -168,7 +192,7 @@ class Run:
     async def _is_another_boot(self) -> bool:
         """Whether the agent that answers has started nothing: high availability, or a panic, has restarted the VM."""
         try:
-            return not await self.started_request_id() and bool(self._request_id)
+            return not await self._started_request_id() and bool(self._request_id)
         except UnavailableError:
             return False
 

@@ -43,7 +43,7 @@ async def test_a_power_on_of_ours_that_is_told_late_starts_nothing(host: Host) -
     container = await host.create("exit", "0")
     await container.start()
     await until(lambda: container.state.status == states.EXITED)
-    await container._settled.wait()
+    await container.settled.wait()
     await told(host, container, Change.POWERED_ON)
     assert host.actions() == ["create", "start", "die"]
     await container.remove(force=True)
@@ -66,7 +66,7 @@ async def test_a_vm_that_was_restarted_runs_its_container_again(host: Host) -> N
 async def test_a_vm_that_is_restarted_after_a_stop_stays_as_it_is(host: Host) -> None:
     container = await host.create("stubborn")
     await container.start()
-    await container._halt()
+    await container.halt()
     await host.driver.machines[container.id].restart()
     await until(lambda: container.state.status == states.EXITED)
     assert (container.state.exit_code, host.actions()) == (137, ["create", "start", "die"])

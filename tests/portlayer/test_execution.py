@@ -22,6 +22,7 @@ from portlayer.errors import (
 )
 from portlayer.execution import Container, states
 from portlayer.execution import container as container_module
+from portlayer.execution import ending as ending_module
 from portlayer.logs import LogQuery, read
 from portlayer.v1 import execution_pb2, types_pb2
 
@@ -54,7 +55,7 @@ async def test_a_run_from_start_to_exit(host: Host) -> None:
     assert container.state.exit_code == 3
     assert await output_of(container) == b"out\nerr\n"
     assert set(container.record.container.start_phases_ns) == {"machine", "agent", "exec"}
-    await container._settled.wait()
+    await container.settled.wait()
     assert isinstance(container.machine, FakeMachine)
     assert container.machine.agent is None
     assert host.actions() == ["create", "start", "die"]
@@ -335,7 +336,7 @@ async def test_an_exit_during_the_outage_arrives(host: Host) -> None:
             await asyncio.shield(again.next_exit())
     assert again.state.exit_code == 143
     async with asyncio.timeout(5):
-        await again._settled.wait()
+        await again.settled.wait()
 
 
 async def test_a_vm_that_ended_during_the_outage(host: Host) -> None:
@@ -389,7 +390,7 @@ async def test_a_broken_record_harms_nobody_else(host: Host) -> None:
 
 async def test_a_silent_guest_is_killed_all_the_same(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others are not affected, and the end is that of a process that was killed."""
-    monkeypatch.setattr(container_module, "_KILL_S", 0.05)
+    monkeypatch.setattr(ending_module, "_KILL_S", 0.05)
     silent, other = await host.create("stubborn"), await host.create("stubborn")
     await asyncio.gather(silent.start(), other.start())
     agent_of(silent).mute.update({"Signal", "Stop", "Exec", "Hello"})

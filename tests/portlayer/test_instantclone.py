@@ -411,7 +411,7 @@ async def test_a_container_that_is_removed_while_it_starts_does_not_boot(
         else:
             await reached.wait()
         removing = asyncio.create_task(container.remove(force=True))
-        await until(lambda: container._kill_ordered)
+        await until(lambda: container._power.cut_by_order)
         go_on.set()
         async with asyncio.timeout(10):
             with pytest.raises(UnavailableError, match="the VM"):

@@ -82,7 +82,7 @@ async def test_a_stop_or_a_kill_is_final(host: Host) -> None:
         await container.start()
         await end(container)
         await reaches(container, states.EXITED)
-        await container._settled.wait()
+        await container.settled.wait()
         assert container.state.status == states.EXITED
         assert container.state.restart_count == 0
 
@@ -161,13 +161,13 @@ async def test_policies_hold_over_a_restart_of_the_port_layer(host: Host, monkey
     for container in stopped.values():
         await container.start()
         await container.stop(0, 0)
-        await container._settled.wait()
+        await container.settled.wait()
     waiting = await host.create("exit", "3", name="waiting", restart=UNLESS_STOPPED)
     with monkeypatch.context() as patch:
         patch.setattr(restarts, "FIRST_PAUSE_S", 60)
         await waiting.start()
         await reaches(waiting, states.RESTARTING)
-        await waiting._settled.wait()
+        await waiting.settled.wait()
         lost = await host.create("stubborn", name="lost", restart=UNLESS_STOPPED)
         await lost.start()
         await host.manager.close()

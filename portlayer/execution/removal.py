@@ -1,0 +1,70 @@
+"""Removing a container: for whoever asks, who hears of a failure; or in the background."""
+
+from __future__ import annotations
+
+import contextlib
+
+from portlayer.errors import ConflictError, ExhaustedError, NotFoundError, PortLayerError
+from portlayer.execution import states
+from portlayer.execution.current_run import CurrentRun
+from portlayer.execution.ending import SIGKILL, Ending
+from portlayer.execution.host import Host
+from portlayer.execution.life import Life
+from portlayer.execution.power import Power
+from portlayer.execution.states import Action
+
+
+class Removal:
+    """Of one container."""
+
+    def __init__(self, host: Host, life: Life, *, current: CurrentRun, power: Power, ending: Ending) -> None:
+        self._host = host
+        self._life = life
+        self._current = current
+        self._power = power
+        self._ending = ending
+
+    async def remove(self, *, force: bool) -> None:
+        """Destroys machine, disks and log. Raises ConflictError when it runs and `force` is not set."""
+        if force and self._life.state.status == states.STARTING:
+            await self._power.cut("it is removed while it starts")  # else a guest that hangs would be waited for
+        if force and self._life.active:
+            with contextlib.suppress(ConflictError):
+                await self._ending.kill(SIGKILL)
+        await self._host.tasks.finish(self._remove(), f"remove {self._life.short_id}")
+
+    def begin(self, *, force: bool = False) -> None:
+        """As `remove`, in the background: nobody waits for that."""
+        self._host.tasks.spawn(self.remove(force=force), f"remove {self._life.short_id} in the background")
+
+    async def _remove(self) -> None:
+        life = self._life
+        async with life.lock:
+            if life.removed.done():
+                return
+            self._require_idle()
+            life.move(Action.REMOVE)
+            try:
+                # Noted so that a removal cut short is finished later; on a full disk, or when somebody else has removed
+                # the machine, removing is what matters.
+                with contextlib.suppress(ExhaustedError, NotFoundError):
+                    await life.save()
+                self._current.log.close()
+                await self._host.driver.destroy(life.machine)
+            except PortLayerError as error:
+                life.move(Action.REMOVE_FAILED)
+                life.state.error = f"removal failed: {error}"
+                raise
+            life.emit("destroy")
+            life.removed.set_result(self._current.last)
+            self._current.output.end_run()
+            self._current.log.notify()
+
+    def _require_idle(self) -> None:
+        status = self._life.state.status
+        if status in states.ACTIVE:
+            what = " and must be unpaused first"
+            if status != states.PAUSED:
+                what = ": stop the container before removing or force remove"
+            name, word = self._life.name, states.word(status)
+            raise ConflictError(f'cannot remove container "/{name}": container is {word}{what}')
