@@ -147,7 +147,7 @@ class Container:
         await self._removal.remove(force=force)
 
     def begin_removal(self, *, force: bool) -> None:
-        """As `remove`, in the background: nobody waits for that."""
+        """As `remove`, in the background and until it is gone: nobody waits for that."""
         self._removal.begin(force=force)
 
     async def rename(self, name: str) -> None:
@@ -325,6 +325,8 @@ class Container:
             if power is not PowerState.OFF:
                 self.settled.clear()
                 self._tasks.spawn(self._power_off_leftover(), f"power off {self.life.short_id}")
+            elif self.spec.auto_remove and self.record.run:
+                self._removal.begin()  # which it should have been; one that was never started stays
             if status == states.EXITED:
                 self._restarts.consider_at_open()
         if self._restarts.due:

@@ -1,8 +1,11 @@
-"""Removing a container: for whoever asks, who hears of a failure; or in the background."""
+"""Removing a container: for whoever asks, who hears of a failure; or in the background, again and again."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+from collections.abc import Iterator
 
 from portlayer.errors import ConflictError, ExhaustedError, NotFoundError, PortLayerError
 from portlayer.execution import states
@@ -12,6 +15,13 @@ from portlayer.execution.host import Host
 from portlayer.execution.life import Life
 from portlayer.execution.power import Power
 from portlayer.execution.states import Action
+
+# Between attempts that nobody waits for; each of them has been tried for some time by the driver.
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+# So long a hypervisor may be away; what cannot be removed by then is for people to look at.
+GIVE_UP_S = 7 * 24 * 3600.0
+_log = logging.getLogger(__name__)
 
 
 class Removal:
@@ -23,6 +33,7 @@ class Removal:
         self._current = current
         self._power = power
         self._ending = ending
+        self._background: asyncio.Task[None] | None = None
 
     async def remove(self, *, force: bool) -> None:
         """Destroys machine, disks and log. Raises ConflictError when it runs and `force` is not set."""
@@ -34,8 +45,25 @@ class Removal:
         await self._host.tasks.finish(self._remove(), f"remove {self._life.short_id}")
 
     def begin(self, *, force: bool = False) -> None:
-        """As `remove`, in the background: nobody waits for that."""
-        self._host.tasks.spawn(self.remove(force=force), f"remove {self._life.short_id} in the background")
+        """As `remove`, in the background and until it is gone. No effect while that is under way."""
+        if self._background is None or self._background.done():
+            work = self._until_gone(force=force)
+            self._background = self._host.tasks.spawn(work, f"remove {self._life.short_id} in the background")
+
+    async def _until_gone(self, *, force: bool) -> None:
+        life, told = self._life, ""
+        for pause_s in pauses_s():
+            try:
+                return await self.remove(force=force)
+            except PortLayerError as error:
+                if life.active and not force:
+                    return  # somebody has started it: the end of that run begins another removal
+                if told != (told := str(error)):
+                    _log.warning("container %s cannot be removed, which is tried again and again: %s", life.id, error)
+            await asyncio.wait([life.removed], timeout=pause_s)
+            if life.removed.done():
+                return  # by somebody else
+        _log.error("container %s could not be removed for too long, and is left as it is", life.id)
 
     async def _remove(self) -> None:
         life = self._life
@@ -68,3 +96,12 @@ class Removal:
                 what = ": stop the container before removing or force remove"
             name, word = self._life.name, states.word(status)
             raise ConflictError(f'cannot remove container "/{name}": container is {word}{what}')
+
+
+def pauses_s() -> Iterator[float]:
+    """Seconds between attempts: more and more up to a minute, and an end."""
+    pause_s, paused_s = FIRST_PAUSE_S, 0.0
+    while paused_s < GIVE_UP_S:
+        yield pause_s
+        paused_s += pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -14,7 +14,6 @@ from portlayer.errors import (
     AlreadyExistsError,
     ConflictError,
     DriverError,
-    ExhaustedError,
     InvalidArgumentError,
     LaunchError,
     NotFoundError,
@@ -167,38 +166,6 @@ async def test_pause_and_resume(host: Host) -> None:
     await container.pause()
     await container.stop(5, 0)  # wakes it first
     assert container.state.exit_code == 143
-
-
-async def test_removal(host: Host) -> None:
-    container = await host.create("stubborn", name="gone")
-    await container.start()
-    with pytest.raises(ConflictError, match="container is running: stop the container before removing"):
-        await container.remove(force=False)
-    await container.remove(force=True)
-    with pytest.raises(NotFoundError, match="No such container: gone"):
-        host.manager.get("gone")
-    assert not host.driver.machines
-    assert not list((host.root / "machines").iterdir())
-    await host.create("echo", name="gone")
-
-
-async def test_a_failed_removal_is_seen_and_can_be_repeated(host: Host) -> None:
-    container = await host.create("echo")
-    host.driver.fail_next["destroy"] = DriverError("the disk is locked")
-    with pytest.raises(DriverError):
-        await container.remove(force=False)
-    assert container.state.status == states.DEAD
-    assert "the disk is locked" in container.state.error
-    await container.remove(force=True)
-
-
-async def test_auto_remove_after_exit_and_after_a_failed_start(host: Host) -> None:
-    ends, fails = await host.create("echo", auto_remove=True), await host.create("nosuch", auto_remove=True)
-    await run_to_end(ends)
-    with pytest.raises(LaunchError):
-        await fails.start()
-    await asyncio.gather(asyncio.shield(ends.removed), asyncio.shield(fails.removed))
-    assert not host.driver.machines
 
 
 async def test_names(host: Host) -> None:
@@ -436,11 +403,3 @@ async def test_a_machine_that_does_not_answer_keeps_nobody_waiting(host: Host, m
         for one in hung:
             await manager.get(one.id).remove(force=True)
     assert list(host.driver.machines) == [well.id]
-
-
-async def test_a_full_disk_does_not_prevent_removal(host: Host) -> None:
-    container = await host.create("stubborn")
-    assert isinstance(container.machine, FakeMachine)
-    container.machine.fail_next["write_record"] = ExhaustedError("no space left on device")
-    await container.remove(force=True)
-    assert not host.driver.machines
