@@ -82,9 +82,16 @@ async def _attach(
             await container.stdin_close()
 
     leaving = asyncio.Event()
+
+    def leave() -> None:
+        leaving.set()
+        container.log.notify()  # a reader of the log looks again whether to go on
+        if subscription is not None:
+            subscription.end()
+
     feeder = None
-    if subscription is not None and open_.stdin:
-        feeder = _feed(requests, container.stdin_write, close_stdin, _leave(leaving, subscription))
+    if open_.stdin and open_.stream:
+        feeder = _feed(requests, container.stdin_write, close_stdin, leave)
     left = True
     try:
         yield pb.AttachResponse(attached=pb.Attached())
@@ -135,13 +142,18 @@ async def _attach_exec(
 ) -> AsyncGenerator[pb.AttachResponse, None]:
     subscription = process.hub.subscribe()
     leaving = asyncio.Event()
+
+    def leave() -> None:
+        leaving.set()
+        subscription.end()
+
     feeder: asyncio.Task[None] | None = None
     try:
         await container.execs.start(process)
         stdin = process.stdin
         yield pb.AttachResponse(attached=pb.Attached())
         if stdin is not None:
-            feeder = _feed(requests, stdin.write, stdin.close, _leave(leaving, subscription))
+            feeder = _feed(requests, stdin.write, stdin.close, leave)
         async for chunk in subscription:
             yield _response(chunk)
         if leaving.is_set():
@@ -156,14 +168,6 @@ async def _attach_exec(
                 await feeder
         if process.running and process.stdin is not None and not process.spec.terminal:
             await process.stdin.close()  # its only client has gone: no more input will come
-
-
-def _leave(leaving: asyncio.Event, subscription: Subscription) -> Callable[[], None]:
-    def leave() -> None:
-        leaving.set()
-        subscription.end()
-
-    return leave
 
 
 def _feed(
