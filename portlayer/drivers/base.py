@@ -48,6 +48,8 @@ class Change(StrEnum):
     QUESTION = "question"
     ALARM = "alarm"
     RENAMED = "renamed"
+    # To another folder of the hypervisor's inventory.
+    MOVED = "moved"
     # Between the hypervisor's management and its host.
     CONNECTION = "connection"
 

@@ -21,6 +21,7 @@ _ACTIONS = {
     Change.QUESTION: "question",
     Change.ALARM: "alarm",
     Change.RENAMED: "vm-rename",
+    Change.MOVED: "vm-move",
     Change.CONNECTION: "connection",
 }
 _log = logging.getLogger(__name__)

@@ -124,7 +124,7 @@ async def test_what_leaves_a_container_as_it_is_is_an_event(host: Host) -> None:
     *_, last = host.events._history(0, 0)
     assert (last.attributes["user"], last.attributes["image"]) == ("anna", "box")
     assert host.actions() == [
-        *("create", "vm-power", "migrate", "failover", "question", "alarm", "vm-rename", "connection")
+        *("create", "vm-power", "migrate", "failover", "question", "alarm", "vm-rename", "vm-move", "connection")
     ]
     assert container.state.status == states.CREATED
     host.driver.tell(MachineChange("0" * 64, Change.GONE))  # no container of ours

@@ -274,8 +274,8 @@ async def test_views_that_are_not_followed_any_more_are_ended(site: Site) -> Non
             await machine.power_on()
             await machine.power_off()
         calls = site.front.calls
-        assert calls["CreateListView"] == 4
-        assert calls["CreateListView"] + calls["CreateContainerView"] - calls["DestroyView"] == 2
+        assert calls["CreateListView"] == 8
+        assert calls["CreateListView"] + calls["CreateContainerView"] - calls["DestroyView"] == 3
 
 
 async def test_who_waits_for_the_end_waits_on_while_vcenter_is_away(

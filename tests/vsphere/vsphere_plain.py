@@ -63,15 +63,16 @@ class Plain:
 
     def machines(self) -> list[str]:
         """The names of all machines, in whatever folder."""
-        return sorted(self._machines())
+        return sorted(self.vms())
 
     def remove(self, name: str) -> None:
-        machine = self._machines()[name]
+        machine = self.vms()[name]
         if machine.runtime.powerState != vim.VirtualMachine.PowerState.poweredOff:
             outcome(machine.PowerOffVM_Task())
         outcome(machine.Destroy_Task())
 
-    def _machines(self) -> dict[str, Any]:
+    def vms(self) -> dict[str, Any]:
+        """All machines by their names, in whatever folder."""
         view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [vim.VirtualMachine], True)
         try:
             return by_name(view.view)

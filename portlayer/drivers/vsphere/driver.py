@@ -1,11 +1,13 @@
 """The machines of one VCH on vSphere: implements MachineDriver.
 
 All VMs of the VCH are in one folder of its own, and that folder is the truth: what is in it is found, whoever made it.
+A container whose VM an administrator moves out of it stays what it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import shutil
@@ -33,6 +35,7 @@ from portlayer.drivers.vsphere import (
     extension,
     extra_config,
     hosts,
+    inventory,
     inventory_load,
     once,
     operations,
@@ -58,9 +61,12 @@ from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
 from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError, PortLayerError
 
 _ON = "poweredOn"
+_VAPP = "parentVApp"
 _KINDS = {_ON: Change.POWERED_ON, "poweredOff": Change.POWERED_OFF, "suspended": Change.SUSPENDED}
 # Between questions to a vCenter that does not answer, seconds; each of them has been tried for some time.
 _ASK_AGAIN_S = 5.0
+# In a machine's directory: its VM's instanceUuid, by which it is found when it was moved while no port layer was there.
+_UUID_FILE = "instance-uuid"
 # What is done in the background has this long to end before the connection is closed, seconds.
 _CLOSE_S = 3.0
 _log = logging.getLogger(__name__)
@@ -97,7 +103,7 @@ class VsphereDriver:
         self._directories = state_dir.absolute() / "machines"
         self._vch_name = vch_name
         self._template = vm_name_template
-        self._vms = VirtualMachines(placement.scope, self._changed)
+        self._vms = VirtualMachines(session, placement.scope, self._changed, self.later)
         self._power = PowerStates(session)
         self._events = EventLog(placement.scope, self._happened)
         self._performance = Performance(session, self._runs)
@@ -198,7 +204,7 @@ class VsphereDriver:
 
     async def dismantle(self) -> Sequence[str]:
         # Looked for, since one whose making was broken off a moment ago is known to nobody.
-        contents = await inventory_load.load(self._session, self._placement.scope)
+        contents = await inventory_load.load(self._session, self._placement.scope, self._placement.own_pool, {})
         for found, _ in (*contents.templates, *contents.leftovers):
             await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
         return await placement.dismantle(self._session, self._placement)
@@ -266,6 +272,13 @@ class VsphereDriver:
             self._by_vm.pop(before._moId, None)
         self._by_vm[machine.vm._moId] = machine
         self.into_group(machine.vm)
+        try:
+            (machine.directory / _UUID_FILE).write_text(machine.vc_uuid)
+        except OSError as error:
+            _log.warning("if %s is moved, the next port layer may not find it: %s", machine.location, error)
+
+    def was_moved(self, vm: Any) -> bool:
+        return self._vms.known(vm, virtual_machines.PARENT) not in (None, self._placement.folder)
 
     async def image_disk(self, name: str) -> config_spec.Parent:
         size = await self._datastore.image_disk_bytes(name)
@@ -394,11 +407,13 @@ class VsphereDriver:
             self.later(group.leave(machine.vm), f"taking a VM out of the group {group.name}")
 
     async def _load(self) -> None:
-        """What is in the folder. A VM that cannot be read is left alone, for an administrator to see."""
-        contents = await inventory_load.load(self._session, self._placement.scope)
+        """What is in the folder, or was. A VM that cannot be read is left alone, for an administrator to see."""
+        place, expected = self._placement, await asyncio.to_thread(self._expected)
+        contents = await inventory_load.load(self._session, place.scope, place.own_pool, expected)
         for found, kept in contents.containers:
             self._lines.admit(found.vc_uuid, kept.token)
             self._add(self._machine(found, kept))
+        self._vms.follow(contents.moved)
         for found, why in contents.leftovers:
             _log.info("removing the VM %s: %s", found.name, why)
             await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
@@ -421,6 +436,11 @@ class VsphereDriver:
         directory.mkdir(mode=0o700, exist_ok=True)
         return VsphereMachine(self, found.vm, found.name, found.vc_uuid, kept, directory, record)
 
+    def _expected(self) -> dict[str, str]:
+        """The machines that the port layer before had, by their ids, with the instanceUuids of their VMs."""
+        files = self._directories.glob(f"*/{_UUID_FILE}")
+        return {file.parent.name: vc_uuid for file in files if (vc_uuid := file.read_text())}
+
     def _remove_stray_directories(self) -> None:
         for path in self._directories.iterdir():
             if path.name not in self._machines:
@@ -435,8 +455,27 @@ class VsphereDriver:
             if change.kind is Change.GONE:
                 self._forget(machine.id)
                 self.later(_removed(machine.directory), f"removing {machine.directory}")
-            if self._listener is not None:
+            if change.kind is Change.MOVED:
+                parents = before.get(virtual_machines.PARENT), now.get(virtual_machines.PARENT)
+                self.later(self._tell_move(machine, *parents), f"looking where {machine.location} was moved")
+            elif self._listener is not None:
                 self._listener(change)
+
+    async def _tell_move(self, machine: VsphereMachine, before: Any, after: Any) -> None:
+        """With the paths of both folders, or vApps, as far as the account may see them."""
+        paths = {"from": await self._path(machine.vm, before), "to": await self._path(machine.vm, after)}
+        if self._listener is not None:
+            words = {name: path for name, path in paths.items() if path}
+            self._listener(MachineChange(machine.id, Change.MOVED, words))
+
+    async def _path(self, vm: Any, parent: Any) -> str:
+        """Of a VM's folder; of its vApp where there is none; empty when that is not known."""
+        with contextlib.suppress(PortLayerError):
+            if parent is None:
+                parent = (await self._session.read([vm], [_VAPP])).get(vm, {}).get(_VAPP)
+            if parent is not None:
+                return await inventory.path_of(self._session, parent)
+        return ""
 
     def _runs(self, vm: Any) -> bool:
         """As vSphere told last."""
@@ -461,6 +500,8 @@ def _changes(machine_id: str, before: Mapping[str, Any], now: Mapping[str, Any])
     power, connection = virtual_machines.POWER, virtual_machines.CONNECTION
     if before.get(power) not in (None, now.get(power)) and (kind := _KINDS.get(str(now.get(power)))) is not None:
         found.append(MachineChange(machine_id, kind))
+    if virtual_machines.PARENT in before and before[virtual_machines.PARENT] != now.get(virtual_machines.PARENT):
+        found.append(MachineChange(machine_id, Change.MOVED))
     if before.get(connection) not in (None, now.get(connection)):
         found.append(MachineChange(machine_id, Change.CONNECTION, {"state": str(now.get(connection))}))
     return found

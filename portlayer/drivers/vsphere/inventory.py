@@ -126,6 +126,18 @@ class Inventory:
         return ancestor is None or ancestor in self._parents(thing)
 
 
+async def path_of(session: Session, thing: Any) -> str:
+    """The path of one object; it begins with no slash when the account may not see all of it. Raises as the session."""
+    path = ""
+    while True:
+        found = (await session.read([thing], ["name", "parent"])).get(thing, {})
+        if "name" not in found:
+            return path.lstrip("/")
+        if found.get("parent") is None:  # the root, which no path names
+            return path
+        path, thing = f"/{found['name']}{path}", found["parent"]
+
+
 def choose(what: str, option: str, entities: Iterable[Entity], wanted: str | None) -> Entity:
     """The entity that `wanted` names; the only one when it is None.
 

@@ -1,7 +1,12 @@
-"""What is in a VCH's folder, sorted: containers, templates, and what a crash left."""
+"""What there is of a VCH, sorted: containers, templates, and what a crash left.
+
+It is in the VCH's folder. What an administrator moved out of that is looked for in its resource pool, where VMs stay
+when they change folders, and by the instanceUuids of containers that are missing.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +14,7 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from portlayer.drivers.vsphere import extra_config
+from portlayer.drivers.vsphere import extra_config, operations
 from portlayer.drivers.vsphere.extra_config import Kept
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.updates import forget_view
@@ -21,6 +26,7 @@ _KEYS = (
     *(extra_config.LENT_DISK, extra_config.TEMPLATE, extra_config.CLONE),
     *extra_config.RECORD_BEGINS,
 )
+_PATHS = {operations.extra_config_path(key): key for key in _KEYS}
 _Collector = vmodl.query.PropertyCollector
 _log = logging.getLogger(__name__)
 
@@ -42,12 +48,32 @@ class Contents:
     templates: list[tuple[Found, Mapping[str, str]]] = field(default_factory=list)
     # With why nobody needs it.
     leftovers: list[tuple[Found, str]] = field(default_factory=list)
+    # The VMs of those containers and templates that are not in the folder.
+    moved: list[Any] = field(default_factory=list)
 
 
-async def load(session: Session, scope: Any) -> Contents:
-    """The VMs below `scope`, by a few calls however many there are."""
+async def load(session: Session, scope: Any, pool: Any, expected: Mapping[str, str]) -> Contents:
+    """The VMs below `scope`, by a few calls however many there are, and those that were moved out of it.
+
+    `pool` is the VCH's own, or None; `expected` has ids of containers, with what their instanceUuids were.
+    """
     contents = Contents()
-    for found, values in await _read(session, scope):
+    within = await _below(session, scope)
+    _sort(contents, within)
+    present = {kept.spec.id for _, kept in contents.containers if not kept.lent_disk}
+    missing = {machine_id: vc_uuid for machine_id, vc_uuid in expected.items() if machine_id not in present}
+    strays = {vm for vm in (*await _in_pool(session, pool), *await _by_uuid(session, missing)) if vm not in within}
+    elsewhere = await session.read(strays, [_NAME, _UUID, *_PATHS])
+    _sort(contents, elsewhere)
+    _settle_moves(contents)
+    contents.moved = [one.vm for one, _ in (*contents.containers, *contents.templates) if one.vm in elsewhere]
+    return contents
+
+
+def _sort(contents: Contents, vms: Mapping[Any, Mapping[str, Any]]) -> None:
+    for vm, known in vms.items():
+        found = Found(vm, str(known.get(_NAME, vm._moId)), str(known.get(_UUID, "")))
+        values = {_PATHS[path]: str(value) for path, value in known.items() if path in _PATHS}
         if values.get(extra_config.CLONE):
             contents.leftovers.append((found, "a clone that became no container's"))
         elif values.get(extra_config.TEMPLATE):
@@ -56,8 +82,6 @@ async def load(session: Session, scope: Any) -> Contents:
             _add(contents, found, values)
         else:
             _log.info("the VM %s is none of ours: left alone", found.name)
-    _settle_moves(contents)
-    return contents
 
 
 def _add(contents: Contents, found: Found, values: Mapping[str, str]) -> None:
@@ -88,24 +112,33 @@ def _settle_moves(contents: Contents) -> None:
     contents.containers = list(chosen.values())
 
 
-async def _read(session: Session, scope: Any) -> list[tuple[Found, dict[str, str]]]:
+async def _below(session: Session, scope: Any) -> dict[Any, dict[str, Any]]:
     views = session.content.viewManager
     what = "looking for the VMs of this VCH"
     view = await session.call(views.CreateContainerView, scope, [vim.VirtualMachine], True, what=what)
     try:
-        paths = {f'config.extraConfig["{key}"].value': key for key in _KEYS}
         step = _Collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
         spec = _Collector.FilterSpec(
-            propSet=[_Collector.PropertySpec(type=vim.VirtualMachine, pathSet=[_NAME, _UUID, *paths])],
+            propSet=[_Collector.PropertySpec(type=vim.VirtualMachine, pathSet=[_NAME, _UUID, *_PATHS])],
             objectSet=[_Collector.ObjectSpec(obj=view, skip=True, selectSet=[step])],
         )
-        known = await session.retrieve(spec)
+        return await session.retrieve(spec)
     finally:
         await forget_view(session, view)
-    return [
-        (
-            Found(vm, str(values.get(_NAME, vm._moId)), str(values.get(_UUID, ""))),
-            {paths[path]: str(value) for path, value in values.items() if path in paths},
-        )
-        for vm, values in known.items()
-    ]
+
+
+async def _in_pool(session: Session, pool: Any) -> list[Any]:
+    """The VMs that a pool has itself."""
+    if pool is None:
+        return []
+    return list((await session.read([pool], ["vm"])).get(pool, {}).get("vm") or ())
+
+
+async def _by_uuid(session: Session, vc_uuids: Mapping[str, str]) -> list[Any]:
+    """The VMs of these containers, wherever the account may see them."""
+    find, what = session.content.searchIndex.FindByUuid, "looking for the VM of a container"
+    asked = [session.call(find, None, vc_uuid, True, True, what=what) for vc_uuid in vc_uuids.values()]
+    found = dict(zip(vc_uuids, await asyncio.gather(*asked), strict=True))
+    for machine_id in [machine_id for machine_id, vm in found.items() if vm is None]:
+        _log.warning("the VM of container %s is gone, or where this account may not see it", machine_id[:12])
+    return [vm for vm in found.values() if vm is not None]

@@ -66,6 +66,9 @@ class Surroundings(Protocol):
     async def wait_off(self, vm: Any) -> None:
         """Returns when a VM is off or gone."""
 
+    def was_moved(self, vm: Any) -> bool:
+        """Whether an administrator has moved a VM to another folder than it was made in."""
+
     def is_now_of(self, machine: VsphereMachine, before: Any) -> None:
         """The machine's VM is another one than before."""
 
@@ -301,7 +304,7 @@ class VsphereMachine:
             return self._lent_disk
         found = await operations.properties(self._session, self._vm, self._name, _SETTINGS)
         devices = list(found.get("config.hardware.device", ()))
-        if not config_spec.is_as_made(found, self._spec, networks):
+        if self._around.was_moved(self._vm) or not config_spec.is_as_made(found, self._spec, networks):
             raise ConflictError(f"the VM {self._name} was changed by an administrator: what it has stays, so it boots")
         writable = config_spec.disk_at(devices, config_spec.WRITABLE_UNIT)
         if writable is None:

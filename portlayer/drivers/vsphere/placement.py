@@ -81,6 +81,11 @@ class Placement:
         """What the VCH's VMs are found in: its folder, or its pool where there are no folders."""
         return self.folder if self.owns_folder or not self.owns_pool else self.resource_pool
 
+    @property
+    def own_pool(self) -> Any | None:
+        """Where VMs of the VCH are that were moved out of `scope` and nowhere else; None without such a pool."""
+        return self.resource_pool if self.owns_pool and self.resource_pool != self.scope else None
+
 
 def own_name(name: str, vch_id: str) -> str:
     """What folder, pool and group of a VCH are called."""

@@ -1,54 +1,77 @@
-"""The VMs of a folder, followed: what vCenter says of each, and who waits for it to change."""
+"""The VMs of a VCH, followed: what vCenter says of each, and who waits for it to change.
+
+They are found in a folder. One that leaves it is looked for: an administrator may have moved it, and then it is
+followed wherever it is, for good. It is gone when it does not exist any more, or is where the account may not see it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.updates import forget_view
+from portlayer.errors import NotFoundError, PortLayerError
 
 NAME = "name"
+# A folder; unset in a vApp.
+PARENT = "parent"
 POWER = "runtime.powerState"
 CONNECTION = "runtime.connectionState"
 CHANGE_VERSION = "config.changeVersion"
-_PATHS = [NAME, POWER, CONNECTION, CHANGE_VERSION]
+_PATHS = [NAME, PARENT, POWER, CONNECTION, CHANGE_VERSION]
+# Between looks for VMs when vCenter does not answer, seconds; each of them has been tried for some time.
+_LOOK_AGAIN_S = 5.0
 _Collector = vmodl.query.PropertyCollector
+_log = logging.getLogger(__name__)
 
 # Told of each change: which VM, what was known before, what is known now; empty when it is not there.
 OnChange = Callable[[Any, Mapping[str, Any], Mapping[str, Any]], None]
+# Does what nobody waits for; with words for the log.
+Later = Callable[[Coroutine[Any, Any, None], str], None]
 
 
 class VirtualMachines:
-    """A source of Updates: the VMs below `folder`."""
+    """A source of Updates: the VMs below `folder`, and those that were moved out of it."""
 
-    def __init__(self, folder: vim.Folder, on_change: OnChange) -> None:
+    def __init__(self, session: Session, folder: vim.Folder, on_change: OnChange, later: Later) -> None:
+        self._session = session
         self._folder = folder
-        self._view: Any = None
+        self._within: Any = None  # a view of the folder
+        self._elsewhere: Any = None  # a view of those that were moved out of it
         self._on_change = on_change
+        self._later = later
         self._known: dict[str, dict[str, Any]] = {}
         self._objects: dict[str, vim.VirtualMachine] = {}
         self._unconfirmed: set[str] | None = None
+        # Not seen any more, and to be looked for.
+        self._left: dict[str, vim.VirtualMachine] = {}
+        self._is_looking = False
         self._changes: dict[str, asyncio.Event] = {}
 
     async def begin(self, session: Session) -> Any:
-        self._unconfirmed = set(self._known)
-        views = session.content.viewManager
-        await forget_view(session, self._view)
-        self._view = await session.call(
-            views.CreateContainerView, self._folder, [vim.VirtualMachine], True, what="following the VMs"
+        views, what = session.content.viewManager, "following the VMs"
+        for view in (self._within, self._elsewhere):
+            await forget_view(session, view)
+        self._within = await session.call(
+            views.CreateContainerView, self._folder, [vim.VirtualMachine], True, what=what
         )
+        self._elsewhere = await session.call(views.CreateListView, [], what=what)
+        self._unconfirmed = set(self._known)
         return _Collector.FilterSpec(
             propSet=[_Collector.PropertySpec(type=vim.VirtualMachine, pathSet=_PATHS)],
             objectSet=[
                 _Collector.ObjectSpec(
-                    obj=self._view,
+                    obj=view,
                     skip=True,
-                    selectSet=[_Collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)],
+                    selectSet=[_Collector.TraversalSpec(type=type(view), path="view", skip=False)],
                 )
+                for view in (self._within, self._elsewhere)
             ],
         )
 
@@ -60,26 +83,81 @@ class VirtualMachines:
         """Set at the next change of this VM, or when it goes. Ask before looking at what may change."""
         return self._changes.setdefault(vm._moId, asyncio.Event())
 
+    def follow(self, vms: Sequence[vim.VirtualMachine]) -> None:
+        """Follows VMs that are not in the folder, as soon as vSphere can be asked."""
+        for vm in vms:
+            self._known.setdefault(vm._moId, {})
+            self._objects[vm._moId] = self._left[vm._moId] = vm
+        self._look_for_those_that_left()
+
     def apply(self, update: Any) -> None:
         key = update.obj._moId
         if self._unconfirmed is not None:
             self._unconfirmed.discard(key)
         if update.kind == _Collector.ObjectUpdate.Kind.leave:
-            self._gone(key)
+            self._left[key] = update.obj
             return
+        self._left.pop(key, None)
         before = dict(self._known.get(key, {}))
         now = self._known.setdefault(key, {})
         self._objects[key] = update.obj
-        now |= {change.name: change.val for change in update.changeSet or () if change.op != "remove"}
+        now |= {change.name: change.val for change in update.changeSet or ()}
         self._tell(key, update.obj, before, now)
 
     def complete(self) -> None:
-        """After a new beginning: what was not mentioned has gone meanwhile."""
-        if self._unconfirmed is None:
-            return
-        gone, self._unconfirmed = self._unconfirmed, None
-        for key in gone:
-            self._gone(key)
+        """After a new beginning, what was not mentioned was moved, or has left meanwhile."""
+        if self._unconfirmed is not None:
+            self._left |= {key: self._objects[key] for key in self._unconfirmed & self._objects.keys()}
+            self._unconfirmed = None
+        self._look_for_those_that_left()
+
+    def _look_for_those_that_left(self) -> None:
+        if self._left and not self._is_looking:
+            self._is_looking = True
+            self._later(self._look(), "looking for VMs that left the folder")
+
+    async def _look(self) -> None:
+        """VMs that leave meanwhile are looked for together."""
+        try:
+            while self._left:
+                left, self._left = self._left, {}
+                try:
+                    await self._find(list(left.values()))
+                except PortLayerError as error:
+                    _log.info("whether VMs were moved or removed is not known yet: %s", error)
+                    self._left = left | self._left
+                    await self._session.pause(_LOOK_AGAIN_S)
+        finally:
+            self._is_looking = False
+
+    async def _find(self, vms: list[vim.VirtualMachine]) -> None:
+        """Those that were moved are followed; the others are gone. One that is moved back is in two views."""
+        seen, missing = await self._seen(vms), None
+        if seen:
+            show, what = self._elsewhere.ModifyListView, "following VMs that were moved"
+            missing = await self._session.call(show, seen, [], what=what)
+        for vm in [*(vm for vm in vms if vm not in seen), *(missing or ())]:
+            self._gone(vm._moId)
+
+    async def _seen(self, vms: list[vim.VirtualMachine]) -> list[vim.VirtualMachine]:
+        """Which of these VMs exist where the account may see them."""
+        try:
+            found = await self._session.read(vms, [POWER])
+        except PortLayerError as error:
+            unseen = caused_by(error, vim.fault.NoPermission)
+            if not unseen and not isinstance(error, NotFoundError):
+                raise
+            if len(vms) > 1:
+                return [seen for vm in vms for seen in await self._seen([vm])]
+            found = {vms[0]: {}} if unseen else {}
+        for vm in [vm for vm, values in found.items() if POWER not in values]:
+            _log.error(
+                "the VM %s was moved to where this account may not see it: to its VCH it is removed. Let the account"
+                " see it, or move it back, and start the VCH again",
+                self.known(vm, NAME) or vm._moId,
+            )
+            del found[vm]
+        return list(found)
 
     def _gone(self, key: str) -> None:
         before = self._known.pop(key, {})
