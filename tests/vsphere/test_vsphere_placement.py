@@ -58,10 +58,9 @@ async def test_own_folder_and_pool_are_made_once(session: Session) -> None:
     assert inventory.entity(placed.resource_pool).path == f"/DC0/host/DC0_C0/Resources/{OWN}"
     assert inventory.entity(placed.image_datastore).name == "LocalDS_1"
     assert inventory.entity(again.image_datastore).name == "LocalDS_0"
-    assert placed.bridge is not None
-    assert placed.bridge.name == "DC0_DVPG0"
+    assert placed.site.bridge is not None
+    assert placed.site.bridge.name == "DC0_DVPG0"
     assert placed.scope == placed.folder
-    assert isinstance(placed.environment, vim.EnvironmentBrowser)
 
 
 async def test_two_vchs_of_one_name_are_apart(session: Session) -> None:

@@ -21,7 +21,7 @@ import secrets
 import time
 import uuid as uuids
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from pyVmomi import vim
@@ -32,8 +32,8 @@ from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import config_spec, extra_config, once, operations
 from portlayer.drivers.vsphere.extra_config import Boot, TemplateFacts
 from portlayer.drivers.vsphere.inventory_load import Found
-from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
+from portlayer.drivers.vsphere.surroundings import CloningSurroundings
 from portlayer.errors import DriverError, NotFoundError, PortLayerError
 
 CLONE_NAME = "vch-clone-"
@@ -49,37 +49,10 @@ _UUID = "config.instanceUuid"
 _log = logging.getLogger(__name__)
 
 
-class Surroundings(Protocol):
-    """What the driver has for templates and clones."""
-
-    @property
-    def session(self) -> Session: ...
-
-    @property
-    def lines(self) -> Concentrator: ...
-
-    @property
-    def disk_names(self) -> DiskNames: ...
-
-    async def boot(self) -> Boot: ...
-
-    async def power_on(self, vm: Any, name: str) -> None: ...
-
-    async def make(self, config: vim.vm.ConfigSpec, what: str) -> Any: ...
-
-    def into_group(self, vm: Any) -> None: ...
-
-    async def wait_off(self, vm: Any) -> None: ...
-
-    def hardware(self, boot: Boot, token: str) -> config_spec.Hardware: ...
-
-    def clone_location(self) -> vim.vm.RelocateSpec: ...
-
-
 class _Guest:
     """A VM that is no container's: what VsphereClone and VsphereParent have in common."""
 
-    def __init__(self, around: Surroundings, vm: Any, name: str, uuid: str, token: str, shape: Shape) -> None:
+    def __init__(self, around: CloningSurroundings, vm: Any, name: str, uuid: str, token: str, shape: Shape) -> None:
         self._around = around
         self._shape = shape
         self.vm = vm
@@ -110,9 +83,13 @@ class _Guest:
 
     async def discard(self) -> None:
         if not self._kept:
-            self._kept = True
-            self._around.lines.dismiss(self.uuid)
-            await remotely(operations.remove(self._around.session, self.vm, self.name))
+            await self.remove()
+
+    async def remove(self) -> None:
+        """Removes the VM, whatever it has become. No effect when it is gone."""
+        self._kept = True
+        self._around.lines.dismiss(self.uuid)
+        await remotely(operations.remove(self._around.session, self.vm, self.name))
 
 
 class VsphereClone(_Guest):
@@ -204,8 +181,7 @@ class VsphereTemplate:
 
     async def remove(self) -> None:
         self._cloning.forget(self)
-        self._parent._kept = False
-        await self._parent.discard()
+        await self._parent.remove()
 
 
 class VsphereCloning:
@@ -215,7 +191,7 @@ class VsphereCloning:
     rehearsals = (0, 0)
     parents_freeze_themselves = True
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: CloningSurroundings) -> None:
         self.around = around
         self._templates: dict[str, VsphereTemplate] = {}
 
@@ -264,20 +240,19 @@ class VsphereCloning:
         except PortLayerError:
             await self._check(parent, template)
             raise
-        uuid = ""
-        try:
-            uuid = (await session.read([vm], [_UUID]))[vm][_UUID]
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._clear_up, vm, name)
+            uuid = str((await operations.properties(session, vm, name, [_UUID])).get(_UUID))
             self.around.lines.admit(uuid, parent.token)
-            clone = VsphereClone(
-                self.around, vm, name, uuid, parent.token, parent.shape, took_ns=time.monotonic_ns() - began
-            )
+            undo.callback(self.around.lines.dismiss, uuid)
+            took_ns = time.monotonic_ns() - began
+            clone = VsphereClone(self.around, vm, name, uuid, parent.token, parent.shape, took_ns=took_ns)
             await self._connected(clone)
-        except BaseException:
-            if uuid:
-                self.around.lines.dismiss(uuid)
-            await operations.quietly(operations.remove(session, vm, name), f"removing the VM {name}")
-            raise
-        return clone
+            undo.pop_all()
+            return clone
+
+    async def _clear_up(self, vm: Any, name: str) -> None:
+        await operations.quietly(operations.remove(self.around.session, vm, name), f"removing the VM {name}")
 
     async def _fork(self, parent: _Guest, template_id: str, name: str) -> Any:
         """The VM of that name that InstantClone_Task makes."""

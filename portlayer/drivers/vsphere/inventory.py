@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from pyVmomi import vim, vmodl
+from pyVmomi import vim
 
+from portlayer.drivers.vsphere import views
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import InvalidArgumentError, NotFoundError
 
@@ -24,7 +25,6 @@ _SHOWN = 20
 _READ = (vim.Folder, vim.Datacenter, vim.ComputeResource, vim.HostSystem, vim.ResourcePool, vim.Datastore, vim.Network)
 # The root resource pool of every compute resource; people leave it out of paths.
 ROOT_POOL = "Resources"
-_Collector = vmodl.query.PropertyCollector
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,11 @@ class Inventory:
     @classmethod
     async def read(cls, session: Session) -> Inventory:
         """Raises what the session raises."""
-        content, what = session.content, "reading the inventory"
-        view = await session.call(
-            content.viewManager.CreateContainerView, content.rootFolder, list(_READ), True, what=what
-        )
+        view = await views.everything_below(session, session.content.rootFolder, _READ, "reading the inventory")
         try:
-            found = await session.retrieve(_everything_in(view))
+            found = await session.retrieve(views.filter_of(dict.fromkeys(_READ, ("name", "parent")), view))
         finally:
-            await session.call(view.DestroyView, what=what)
+            await views.forget(session, view)
         return cls({one: (str(values.get("name", "")), values.get("parent")) for one, values in found.items()})
 
     def all(self, kind: type, below: Any = None) -> list[Entity]:
@@ -166,14 +163,6 @@ def listed(entities: Iterable[Entity]) -> str:
     words = sorted(entity.path if names.count(entity.name) > 1 else entity.name for entity in entities)
     rest = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
     return ", ".join(words[:_SHOWN]) + rest
-
-
-def _everything_in(view: Any) -> Any:
-    through = _Collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
-    return _Collector.FilterSpec(
-        propSet=[_Collector.PropertySpec(type=kind, pathSet=["name", "parent"]) for kind in _READ],
-        objectSet=[_Collector.ObjectSpec(obj=view, skip=True, selectSet=[through])],
-    )
 
 
 def _steps(path: str) -> list[str]:

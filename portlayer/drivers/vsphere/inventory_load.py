@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyVmomi import vim, vmodl
+from pyVmomi import vim
 
-from portlayer.drivers.vsphere import extra_config, operations
+from portlayer.drivers.vsphere import extra_config, operations, views
 from portlayer.drivers.vsphere.extra_config import Kept
 from portlayer.drivers.vsphere.session import Session
-from portlayer.drivers.vsphere.updates import forget_view
 from portlayer.errors import DriverError
 
 _NAME, _UUID = "name", "config.instanceUuid"
@@ -27,7 +26,6 @@ _KEYS = (
     *extra_config.RECORD_BEGINS,
 )
 _PATHS = {operations.extra_config_path(key): key for key in _KEYS}
-_Collector = vmodl.query.PropertyCollector
 _log = logging.getLogger(__name__)
 
 
@@ -113,18 +111,11 @@ def _settle_moves(contents: Contents) -> None:
 
 
 async def _below(session: Session, scope: Any) -> dict[Any, dict[str, Any]]:
-    views = session.content.viewManager
-    what = "looking for the VMs of this VCH"
-    view = await session.call(views.CreateContainerView, scope, [vim.VirtualMachine], True, what=what)
+    view = await views.everything_below(session, scope, [vim.VirtualMachine], "looking for the VMs of this VCH")
     try:
-        step = _Collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
-        spec = _Collector.FilterSpec(
-            propSet=[_Collector.PropertySpec(type=vim.VirtualMachine, pathSet=[_NAME, _UUID, *_PATHS])],
-            objectSet=[_Collector.ObjectSpec(obj=view, skip=True, selectSet=[step])],
-        )
-        return await session.retrieve(spec)
+        return await session.retrieve(views.filter_of({vim.VirtualMachine: [_NAME, _UUID, *_PATHS]}, view))
     finally:
-        await forget_view(session, view)
+        await views.forget(session, view)
 
 
 async def _in_pool(session: Session, pool: Any) -> list[Any]:

@@ -14,9 +14,9 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pyVmomi import vim
 
@@ -25,9 +25,8 @@ from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import config_spec, extra_config, operations
 from portlayer.drivers.vsphere.cloning import VsphereClone
 from portlayer.drivers.vsphere.extra_config import Boot
-from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
-from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
+from portlayer.drivers.vsphere.surroundings import MachineSurroundings
 from portlayer.drivers.vsphere.vm_record import VmRecord
 from portlayer.errors import ConflictError, DriverError, PortLayerError
 
@@ -39,52 +38,6 @@ _SETTINGS = ["config.hardware.device", "config.hardware.memoryMB", "config.hardw
 _log = logging.getLogger(__name__)
 
 
-class Surroundings(Protocol):
-    """What the driver has for every machine."""
-
-    @property
-    def session(self) -> Session: ...
-
-    @property
-    def vms(self) -> VirtualMachines: ...
-
-    @property
-    def lines(self) -> Concentrator: ...
-
-    async def boot(self) -> Boot:
-        """What VMs boot from and dial now."""
-
-    async def power_state(self, vm: Any, name: str) -> PowerState:
-        """NotFoundError when the VM is gone."""
-
-    async def usage(self, vm: Any) -> MachineUsage | None:
-        """As Machine's."""
-
-    async def power_on(self, vm: Any, name: str) -> None:
-        """Powers a VM on, where DRS wants it if there is DRS."""
-
-    async def wait_off(self, vm: Any) -> None:
-        """Returns when a VM is off or gone."""
-
-    def was_moved(self, vm: Any) -> bool:
-        """Whether an administrator has moved a VM to another folder than it was made in."""
-
-    def is_now_of(self, machine: VsphereMachine, before: Any) -> None:
-        """The machine's VM is another one than before."""
-
-    async def image_disk(self, name: str) -> config_spec.Parent:
-        """The disk of an image."""
-
-    def card_backings(self, networks: Sequence[str]) -> tuple[Any, ...]:
-        """What network cards on these networks are backed by. NotFoundError when one of them is not there any more."""
-
-    def described(self, spec: MachineSpec) -> vim.vm.ConfigSpec:
-        """What people are told of a container's VM: annotation, managedBy."""
-
-    def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        """Does what nobody waits for."""
-
-
 class VsphereMachine:
     """Implements Machine. `kept` is what the VM's extraConfig says, `vc_uuid` its instanceUuid.
 
@@ -93,7 +46,7 @@ class VsphereMachine:
 
     def __init__(
         self,
-        around: Surroundings,
+        around: MachineSurroundings,
         vm: vim.VirtualMachine,
         name: str,
         vc_uuid: str,

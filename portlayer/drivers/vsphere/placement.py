@@ -57,19 +57,10 @@ class Placement:
         return self.site.image_datastore.object
 
     @property
-    def bridge(self) -> PortGroup | None:
-        return self.site.bridge
-
-    @property
     def networks(self) -> dict[str, PortGroup]:
         """All that containers can be on, by the name that they have for containers."""
         bridge = {BRIDGE: self.site.bridge} if self.site.bridge is not None else {}
         return {**bridge, **self.site.container_networks}
-
-    @property
-    def environment(self) -> Any:
-        """The EnvironmentBrowser of the compute resource."""
-        return self.site.environment
 
     @property
     def drs_enabled(self) -> bool:

@@ -32,7 +32,6 @@ class Site:
     parent_pool: Any
     pool_path: str
     vm_folder: Any
-    environment: Any
     datastore: Entity
     image_datastore: Entity
     bridge: PortGroup | None
@@ -50,7 +49,7 @@ async def locate(session: Session, settings: VsphereSettings) -> Site:
         raise InvalidArgumentError(f"{chosen.path} is a vApp: its VMs are in no folder; name a resource pool")
     compute = inventory.compute_resource_of(chosen.object)
     datacenter = inventory.datacenter_of(compute.object)
-    paths = ["resourcePool", "environmentBrowser", "host", "datastore", "network"]
+    paths = ["resourcePool", "host", "datastore", "network"]
     known = (await session.read([compute.object], paths)).get(compute.object, {})
     folder = (await session.read([datacenter.object], ["vmFolder"])).get(datacenter.object, {}).get("vmFolder")
     if folder is None or known.get("resourcePool") is None:
@@ -72,7 +71,6 @@ async def locate(session: Session, settings: VsphereSettings) -> Site:
         parent_pool=chosen.object if isinstance(chosen.object, vim.ResourcePool) else known["resourcePool"],
         pool_path=(chosen if isinstance(chosen.object, vim.ResourcePool) else compute).path,
         vm_folder=folder,
-        environment=known.get("environmentBrowser"),
         datastore=stores["--datastore"],
         image_datastore=stores["--image-datastore"],
         bridge=bridge,

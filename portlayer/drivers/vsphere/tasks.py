@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim, vmodl
 
-from portlayer.drivers.vsphere import faults
+from portlayer.drivers.vsphere import faults, views
 from portlayer.drivers.vsphere.faults import TaskLostError
-from portlayer.drivers.vsphere.updates import Updates, forget_view
+from portlayer.drivers.vsphere.updates import Updates
 from portlayer.errors import DriverError, NotFoundError
 
 if TYPE_CHECKING:
     from portlayer.drivers.vsphere.session import Session
 
-_Collector = vmodl.query.PropertyCollector
 _PATHS = ["info.state", "info.result", "info.error", "info.progress"]
 _LOST = "vSphere does not know what became of a task"
 
@@ -74,20 +73,11 @@ class Tasks:
 
     async def begin(self, session: Session) -> Any:
         self._done.clear()
-        await forget_view(session, self._view)
+        await views.forget(session, self._view)
         self._view = await session.call(session.content.viewManager.CreateListView, [], what="following tasks")
         if self._waiting:
             await self._look_again()
-        return _Collector.FilterSpec(
-            propSet=[_Collector.PropertySpec(type=vim.Task, pathSet=_PATHS)],
-            objectSet=[
-                _Collector.ObjectSpec(
-                    obj=self._view,
-                    skip=True,
-                    selectSet=[_Collector.TraversalSpec(type=vim.view.ListView, path="view", skip=False)],
-                )
-            ],
-        )
+        return views.filter_of({vim.Task: _PATHS}, self._view)
 
     async def outcome(self, task: vim.Task, what: str, on_progress: Callable[[int], None] | None = None) -> Any:
         """The result of a task, when it has one. Raises what its fault means; TaskLostError when nobody knows it."""

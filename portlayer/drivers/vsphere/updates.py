@@ -51,13 +51,6 @@ class Source(Protocol):
         """The updates so far make a consistent picture."""
 
 
-async def forget_view(session: Session, view: Any) -> None:
-    """Ends a view that is not followed any more; the server keeps it as long as the session. No effect for None."""
-    if view is not None:
-        with contextlib.suppress(PortLayerError):  # it went with its session
-            await session.call(view.DestroyView, what="ending a view")
-
-
 class Updates:
     """A long poll and its sources; there is none until there is a source."""
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from portlayer.drivers.vsphere import views
 from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.session import Session
-from portlayer.drivers.vsphere.updates import forget_view
 from portlayer.errors import NotFoundError, PortLayerError
 
 NAME = "name"
@@ -55,25 +55,13 @@ class VirtualMachines:
         self._changes: dict[str, asyncio.Event] = {}
 
     async def begin(self, session: Session) -> Any:
-        views, what = session.content.viewManager, "following the VMs"
         for view in (self._within, self._elsewhere):
-            await forget_view(session, view)
-        self._within = await session.call(
-            views.CreateContainerView, self._folder, [vim.VirtualMachine], True, what=what
-        )
-        self._elsewhere = await session.call(views.CreateListView, [], what=what)
+            await views.forget(session, view)
+        what = "following the VMs"
+        self._within = await views.everything_below(session, self._folder, [vim.VirtualMachine], what)
+        self._elsewhere = await session.call(session.content.viewManager.CreateListView, [], what=what)
         self._unconfirmed = set(self._known)
-        return _Collector.FilterSpec(
-            propSet=[_Collector.PropertySpec(type=vim.VirtualMachine, pathSet=_PATHS)],
-            objectSet=[
-                _Collector.ObjectSpec(
-                    obj=view,
-                    skip=True,
-                    selectSet=[_Collector.TraversalSpec(type=type(view), path="view", skip=False)],
-                )
-                for view in (self._within, self._elsewhere)
-            ],
-        )
+        return views.filter_of({vim.VirtualMachine: _PATHS}, self._within, self._elsewhere)
 
     def known(self, vm: vim.VirtualMachine, path: str) -> Any:
         """What a property was when vSphere last told of it; None when it has not yet. May lag behind."""
