@@ -8,6 +8,19 @@ from pathlib import Path
 import pytest
 from vsphere_front import Front
 from vsphere_simulator import Simulator
+from vsphere_strict import strict
+
+from portlayer.drivers.vsphere import session
+
+
+@pytest.fixture(autouse=True)
+def _nothing_that_vcenter_would_refuse(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test's driver makes a call that only the simulator takes."""
+    faults: list[str] = []
+    connect = session.SmartStubAdapter
+    monkeypatch.setattr(session, "SmartStubAdapter", lambda *args, **options: strict(connect(*args, **options), faults))
+    yield
+    assert not faults
 
 
 @pytest.fixture(scope="session")

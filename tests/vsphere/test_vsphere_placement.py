@@ -174,7 +174,7 @@ async def test_only_what_is_empty_is_removed(session: Session) -> None:
 
 
 async def members(session: Session, cluster: Any, name: str) -> set[Any] | None:
-    groups = (await session.read([cluster], ["configurationEx.group"]))[cluster]["configurationEx.group"]
+    groups = (await session.read([cluster], ["configurationEx"]))[cluster]["configurationEx"].group
     return next((set(group.vm) for group in groups if group.name == name), None)
 
 
