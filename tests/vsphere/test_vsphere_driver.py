@@ -187,6 +187,33 @@ async def test_an_administrator_sees_what_the_vm_is(site: Site) -> None:
         assert site.files() == set()
 
 
+async def test_a_console_goes_before_its_vm(site: Site, short_dial: None) -> None:
+    """vSphere removes a VM's directory if nothing is left there, and leaves the files of serial ports."""
+    root, left = site.front.simulator.datastore_dir(), []
+
+    async def look(front: Front, call: Call, forward: Forward) -> Reply:
+        left.extend(root.rglob("console.log"))
+        return await forward()
+
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        clone = await template.clone()
+        directories = [directory for directory in root.iterdir() if (directory / f"{directory.name}.vmx").exists()]
+        assert {directory.name for directory in directories} >= set(site.names())
+        for directory in directories:
+            (directory / "console.log").write_text("booted")
+        site.front.inject("Destroy_Task", look, times=None)
+        await machine.power_on(clone)
+        await until(lambda: len(site.names()) == 2 and f"web-{machine.id[:12]}" in site.names())
+        for _ in range(2):
+            await driver.destroy(machine)
+        await template.remove()
+    mine = [path for path in left if path.parent.name.startswith(("web-", cloning.CLONE_NAME, cloning.TEMPLATE_NAME))]
+    assert site.names() == []
+    assert len(mine) == 3, mine  # of the two others when the first of three VMs goes, then of one
+
+
 async def test_an_account_that_may_not_mark_vms_makes_them_unmarked(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,7 @@ class _Guest:
         """Removes the VM, whatever it has become. No effect when it is gone."""
         self._kept = True
         self._around.lines.dismiss(self.uuid)
-        await remotely(operations.remove(self._around.session, self.vm, self.name))
+        await remotely(self._around.remove(self.vm, self.name))
 
 
 class VsphereClone(_Guest):
@@ -208,12 +208,12 @@ class VsphereCloning:
             facts = extra_config.read_template(values)
         except DriverError as error:
             _log.info("the template %s is not whole (%s): removing it", name, error)
-            return await operations.remove(self.around.session, vm, name)
+            return await self.around.remove(vm, name)
         shape = Shape(facts.memory_bytes, facts.cpus)
         is_on = await operations.power_state(self.around.session, vm, name) is PowerState.RUNNING
         if not is_on or facts.key != self._key(shape, await self.around.boot()):
             _log.info("the template %s is out of date, or off: removing it", name)
-            return await operations.remove(self.around.session, vm, name)
+            return await self.around.remove(vm, name)
         token = values.get(extra_config.TOKEN, "")
         self.around.lines.admit(uuid, token)
         parent = _Guest(self.around, vm, name, uuid, token, shape)
@@ -252,7 +252,7 @@ class VsphereCloning:
             return clone
 
     async def _clear_up(self, vm: Any, name: str) -> None:
-        await operations.quietly(operations.remove(self.around.session, vm, name), f"removing the VM {name}")
+        await operations.quietly(self.around.remove(vm, name), f"removing the VM {name}")
 
     async def _fork(self, parent: _Guest, template_id: str, name: str) -> Any:
         """The VM of that name that InstantClone_Task makes."""

@@ -131,6 +131,13 @@ def console_log(datastore: str, name: str) -> str:
     return f"[{datastore}] {name}/{CONSOLE_LOG}"
 
 
+def console_of(devices: list[Any]) -> str | None:
+    """Where a VM with these devices keeps its console; None when an administrator has put something else there."""
+    ports = [one for one in devices if isinstance(one, vim.vm.device.VirtualSerialPort) and not is_channel(one)]
+    paths = [str(getattr(port.backing, "fileName", "")) for port in ports]
+    return next((path for path in paths if path.endswith(f"/{CONSOLE_LOG}")), None)
+
+
 def options(values: Mapping[str, str]) -> list[vim.option.OptionValue]:
     return [vim.option.OptionValue(key=key, value=value) for key, value in values.items()]
 

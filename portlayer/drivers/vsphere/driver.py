@@ -206,7 +206,7 @@ class VsphereDriver:
         # Looked for, since one whose making was broken off a moment ago is known to nobody.
         contents = await inventory_load.load(self._session, self._placement.scope, self._placement.own_pool, {})
         for found, _ in (*contents.templates, *contents.leftovers):
-            await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
+            await operations.quietly(self.remove(found.vm, found.name), f"removing {found.name}")
         return await placement.dismantle(self._session, self._placement)
 
     # --- what machines, templates and clones need
@@ -248,6 +248,9 @@ class VsphereDriver:
         except PortLayerError as error:
             if not caused_by(error, vim.fault.InvalidPowerState):
                 raise
+
+    async def remove(self, vm: Any, name: str) -> None:
+        await operations.remove(self._session, vm, name, self._placement.datacenter)
 
     async def wait_off(self, vm: Any) -> None:
         """However long vCenter is away: a container that nobody watches would run for ever."""
@@ -416,7 +419,7 @@ class VsphereDriver:
         self._vms.follow(contents.moved)
         for found, why in contents.leftovers:
             _log.info("removing the VM %s: %s", found.name, why)
-            await operations.quietly(operations.remove(self._session, found.vm, found.name), f"removing {found.name}")
+            await operations.quietly(self.remove(found.vm, found.name), f"removing {found.name}")
         for found, kept in contents.containers:
             if found.name.startswith(CLONE_NAME):  # it moved, and the port layer ended before the VM got its name
                 name = config_spec.display_name(self._template, kept.spec.name, kept.spec.id)

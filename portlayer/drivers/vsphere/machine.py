@@ -167,10 +167,10 @@ class VsphereMachine:
         """Powers it off and removes VM and disks. No effect when it is gone."""
         async with self._lock:
             for former in list(self._former):
-                await operations.remove(self._session, former, f"that {self._name} was")
+                await self._around.remove(former, f"that {self._name} was")
             if self._lent_disk:  # back to where it is removed with the VM
                 await operations.quietly(self._take_disks_back(), f"the disk of the VM {self._name}")
-            await operations.remove(self._session, self._vm, self._name)
+            await self._around.remove(self._vm, self._name)
 
     async def rename_as(self, name: str) -> None:
         """Gives the VM the name that the container's should have."""
@@ -246,7 +246,7 @@ class VsphereMachine:
         return values.get(extra_config.ID) == self.id and not values.get(extra_config.CLONE)
 
     async def _replace(self, before: Any, name: str) -> None:
-        await operations.remove(self._session, before, name)
+        await self._around.remove(before, name)
         if before in self._former:
             self._former.remove(before)
         await self.rename_as(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any
@@ -72,14 +73,27 @@ async def suspend(session: Session, vm: Any, name: str) -> None:
             raise
 
 
-async def remove(session: Session, vm: Any, name: str) -> None:
-    """Powers it off and removes it with the disks that are attached to it. No effect when it is gone."""
+async def remove(session: Session, vm: Any, name: str, datacenter: Any = None) -> None:
+    """Powers it off and removes it with the disks that are attached to it. No effect when it is gone.
+
+    Of a VM that has run, in that datacenter, what its console wrote goes first: vSphere leaves the files of serial
+    ports, and then the directory of the VM.
+    """
     await power_off(session, vm, name)
+    if datacenter is not None:
+        await quietly(_remove_console(session, vm, name, datacenter), f"removing the console.log of the VM {name}")
     try:
         await session.run(vm.Destroy_Task, what=f"removing the VM {name}")
     except NotFoundError:
         if vm in await session.read([vm], ["name"]):
             raise  # it is something of it that is not found
+
+
+async def _remove_console(session: Session, vm: Any, name: str, datacenter: Any) -> None:
+    with contextlib.suppress(NotFoundError):
+        if (path := config_spec.console_of(await devices(session, vm, name))) is not None:
+            delete = session.content.fileManager.DeleteDatastoreFile_Task
+            await session.run(delete, path, datacenter, what=f"removing {path}")
 
 
 async def plug_in(session: Session, vm: Any, name: str) -> None:

@@ -32,6 +32,9 @@ class Surroundings(Protocol):
     async def power_on(self, vm: Any, name: str) -> None:
         """Powers a VM on, where DRS wants it if there is DRS. No effect when it is on."""
 
+    async def remove(self, vm: Any, name: str) -> None:
+        """Powers a VM off and removes it with all that is its own. No effect when it is gone."""
+
     async def wait_off(self, vm: Any) -> None:
         """Returns when a VM is off or gone."""
 
