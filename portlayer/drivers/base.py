@@ -222,7 +222,10 @@ class Parent(Guest, Protocol):
     """A guest that was booted to become a template."""
 
     async def freeze(self, made_in_ns: int) -> Template:
-        """Makes it one, durably; in the place of an older one of its shape. Nobody may be connected to its agent."""
+        """Makes it one, durably; in the place of an older one of its shape. Nobody may be connected to its agent.
+
+        Where `Cloning.parents_freeze_themselves`, it runs on until its agent is told to stop.
+        """
 
 
 class Cloning(Protocol):
@@ -234,7 +237,8 @@ class Cloning(Protocol):
 
     @property
     def parents_freeze_themselves(self) -> bool:
-        """Whether a parent's agent is to be told to stop its VM before `Parent.freeze`."""
+        """Whether a parent's agent is to be told to stop its VM, after `Parent.freeze`: from then on nothing is asked
+        of the hypervisor but clones."""
 
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         """The shape whose clones can carry a machine of that size; None when it has to boot."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from portlayer.drivers.base import Clone, Cloning, MachineSpec, Shape, Template
+from portlayer.drivers.base import Clone, Cloning, MachineSpec, Parent, Shape, Template
 from portlayer.errors import PortLayerError
 from portlayer.instantclone.pool import Pool, Waiting
 from portlayer.instantclone.rehearsal import rehearse, stand_still
@@ -187,9 +187,10 @@ class InstantClones:
             parent = await self._cloning.boot_parent(entry.shape)
             try:
                 await rehearse(parent, self._cloning.rehearsals[0])
+                template = await parent.freeze(time.monotonic_ns() - began)
                 if self._cloning.parents_freeze_themselves:
-                    await stand_still(parent)
-                entry.template = await parent.freeze(time.monotonic_ns() - began)
+                    await self._stop(parent, template)
+                entry.template = template
             finally:
                 await parent.discard()
         except Exception as error:
@@ -202,6 +203,13 @@ class InstantClones:
         entry.state = system_pb2.Template.STATE_READY
         _log.info("template %s is ready", entry.template.id[:12])
         self._emit("template", "create", entry.template.id, what)
+
+    async def _stop(self, parent: Parent, template: Template) -> None:
+        try:
+            await stand_still(parent)
+        except BaseException:
+            await template.remove()
+            raise
 
     async def _fill(self, entry: _Entry) -> bool:
         assert entry.template is not None

@@ -14,7 +14,7 @@ from tether.v1 import tether_pb2 as pb
 from tether.wire import DataReceived, Event, RequestReceived, Role, Session, SessionLost, SessionOpened
 
 STDOUT, STDERR = 1, 2
-NOT_FOUND, FAILED_PRECONDITION, OUT_OF_RANGE = 5, 9, 11
+NOT_FOUND, FAILED_PRECONDITION, OUT_OF_RANGE, INTERNAL = 5, 9, 11, 13
 
 
 @dataclass(eq=False)
@@ -119,6 +119,8 @@ class FakeAgent:
         self.requests: list[str] = []
         # Methods that are heard but not answered, as when an answer is lost.
         self.mute: set[str] = set()
+        # Why it does not freeze its VM.
+        self.cannot_freeze = ""
         self.start_answer = pb.StartResponse()
         # What it says of its processes; `raw_processes` as it goes on the line, readable or not.
         self.process_list = [pb.Process(pid=1, name="init", args=["init"])]
@@ -203,6 +205,9 @@ class FakeAgent:
                 self.started_request = request.request_id
                 self.rehearsing = request.rehearsal
         return self.start_answer
+
+    def _on_Freeze(self, _: bytes) -> Any:
+        return (INTERNAL, self.cannot_freeze) if self.cannot_freeze else pb.FreezeResponse()
 
     def _on_Reset(self, _: bytes) -> Any:
         if self.started_request:

@@ -23,6 +23,7 @@ class FakeGuest:
     def __init__(self, shape: Shape, home: FakeCloning) -> None:
         self.shape = shape
         self.vm: FakeVm | None = FakeVm()
+        self.vm.agent.cannot_freeze = home.cannot_freeze
         self.runs = True
         self.has_disks = False
         self._home = home
@@ -133,6 +134,9 @@ class FakeCloning:
         self.booted: list[Shape] = []
         self.clones_made = 0
         self.clone_bytes = CLONE_BYTES
+        self.parents_freeze_themselves = False
+        # Why guests do not freeze their VMs.
+        self.cannot_freeze = ""
         # Errors of the next "boot", "attach", "freeze", "clone".
         self.fail_next: dict[str, Exception] = {}
         # While it is clear, a boot does not get on.
@@ -140,7 +144,6 @@ class FakeCloning:
         self.may_boot.set()
 
     rehearsals = (2, 1)
-    parents_freeze_themselves = False
 
     def shape_for(self, memory_bytes: int, cpus: int) -> Shape | None:
         size = 256 * MIB

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from conftest import Host
-from fake_cloning import CLONE_BYTES, MIB, FakeClone, FakeCloning, FakeGuest
+from fake_agent import FakeAgent
+from fake_cloning import CLONE_BYTES, MIB, FakeClone, FakeCloning, FakeGuest, FakeParent
 from fake_driver import FakeMachine
 
-from portlayer.drivers.base import Clone, MachineSpec, Shape
+from portlayer.drivers.base import Clone, MachineSpec, Shape, Template
 from portlayer.errors import DriverError, UnavailableError
 from portlayer.execution import Container
 from portlayer.instantclone.pool import Pool, Waiting
@@ -159,6 +161,38 @@ async def test_a_template_is_made_of_a_guest_that_has_rehearsed(make_host: MakeH
         async with make_host(1) as host:
             await until(lambda: template_of(host).pooled == 1)
     assert seen == [("FakeParent", 2), ("FakeClone", 1)]
+
+
+async def test_a_guest_that_freezes_its_vm_is_told_to_when_nothing_but_clones_is_asked_for_any_more(
+    make_host: MakeHost, cloning: FakeCloning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen VM need not take a reconfiguration."""
+    cloning.parents_freeze_themselves = True
+    order: list[str] = []
+    freeze, told = FakeParent.freeze, FakeAgent._on_Freeze
+
+    async def noted(parent: FakeParent, made_in_ns: int) -> Template:
+        order.append("kept")
+        return await freeze(parent, made_in_ns)
+
+    def heard(agent: FakeAgent, payload: bytes) -> Any:
+        order.append("frozen")
+        return told(agent, payload)
+
+    monkeypatch.setattr(FakeParent, "freeze", noted)
+    monkeypatch.setattr(FakeAgent, "_on_Freeze", heard)
+    async with make_host() as host:
+        await ready(host)
+    assert order == ["kept", "frozen"]
+
+
+async def test_a_template_whose_guest_does_not_freeze_is_none(make_host: MakeHost, cloning: FakeCloning) -> None:
+    cloning.parents_freeze_themselves = True
+    cloning.cannot_freeze = "no hands"
+    async with make_host() as host:
+        await until(lambda: template_of(host).state == FAILED)
+        assert "no hands" in template_of(host).error
+        assert (cloning.kept, cloning.guests) == ({}, [])
 
 
 async def test_what_boots_by_order_boots(make_host: MakeHost, cloning: FakeCloning) -> None:

@@ -1,6 +1,7 @@
 """Instant clone on vSphere: InstantClone_Task from a parent VM that runs, and that has stopped itself where it can.
 
-    template VM   booted, its agent listening, frozen by the guest itself (instantclone.freeze); vch.template is set
+    template VM   booted, its agent listening, marked as one (vch.template), then frozen by its guest
+                  (instantclone.freeze): a VM that stands still is asked for nothing but clones
     clone VM      runs from the instant it is made; vch.clone names its template until it becomes a container's
 
 Both are in the folder of the VCH. A template that is not marked as made, and a clone that is nobody's, are what a crash

@@ -32,6 +32,9 @@ async def register(session: Session, folder: Any) -> vim.ext.ManagedByInfo | Non
                 version="1.0",
                 description=vim.Description(label="Virtual container host", summary="Containers as virtual machines"),
                 lastHeartbeatTime=datetime.now(UTC),
+                managedEntityInfo=[
+                    vim.ext.ManagedEntityInfo(type=VM_TYPE, description="Container of a virtual container host")
+                ],
             )
             await session.call(manager.RegisterExtension, extension, what="registering our extension")
         if await privileges.not_granted(session, [folder], [privileges.MARK]):
