@@ -7,14 +7,21 @@ broke off: what is gone already is gone, and a directory that is there already i
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pyVmomi import vim
 
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError
+
+_TYPE, _TOP_LEVEL = "summary.type", "capability.topLevelDirectoryCreateSupported"
+# What `keeps_objects` wants to know of a datastore.
+KIND: Final = (_TYPE, _TOP_LEVEL)
+# vim.host.FileSystemVolume.FileSystemType, in small letters.
+_OBJECT_TYPES = ("vsan", "vsand", "vvol")
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Place:
-    """A datastore of a datacentre, and how both are called."""
+    """A datastore of a datacentre, and how both are called.
+
+    `keeps_objects`: each disk, and each directory at the top, is an object of its own (vSAN, vVols; namespaces.py,
+    imported_disks.py). `url`: as vSphere tells it, `ds:///vmfs/volumes/UUID/`.
+    """
 
     datacenter: vim.Datacenter
     datacenter_path: str
     datastore: vim.Datastore
     name: str
-    kind: str
+    url: str
+    keeps_objects: bool
     browser: Any
 
     def path(self, relative: str) -> str:
@@ -43,12 +55,31 @@ class Place:
 
 async def find(session: Session, datacenter: vim.Datacenter, datastore: vim.Datastore) -> Place:
     """Asks for all that is to be known of a datastore. DriverError when it is gone or no host reaches it."""
-    facts = (await session.read([datastore], ["name", "summary.type", "summary.accessible", "browser"])).get(datastore)
+    paths = ["name", "summary.url", "summary.accessible", "browser", *KIND]
+    facts = (await session.read([datastore], paths)).get(datastore)
     if facts is None or not facts.get("summary.accessible"):
         raise DriverError(f"the datastore {(facts or {}).get('name', datastore)} cannot be reached by any host")
-    kind = str(facts["summary.type"])
     path = await _inventory_path(session, datacenter)
-    return Place(datacenter, path, datastore, str(facts["name"]), kind, facts["browser"])
+    name, url = str(facts["name"]), str(facts["summary.url"])
+    return Place(datacenter, path, datastore, name, url, keeps_objects(facts), facts["browser"])
+
+
+def keeps_objects(facts: Mapping[str, Any]) -> bool:
+    """Whether a datastore with these properties, KIND, is one that only DatastoreNamespaceManager makes directories on.
+
+    A capability that is not told is as usual.
+    """
+    return facts.get(_TOP_LEVEL) is False or str(facts.get(_TYPE)).lower() in _OBJECT_TYPES
+
+
+async def move(session: Session, method: Callable[..., Any], place: Place, source: str, target: str, what: str) -> None:
+    """By a method that moves files or disks. AlreadyExistsError when there is a `target`, NotFoundError when there is
+    no `source`.
+    """
+    where = place.datacenter
+    await session.run(
+        method, place.path(source), where, place.path(target), where, False, what=f"{what} {place.path(source)}"
+    )
 
 
 class Files:
@@ -68,17 +99,8 @@ class Files:
             )
 
     async def move(self, source: str, target: str) -> None:
-        """A file; AlreadyExistsError when there is a `target`, NotFoundError when there is no `source`."""
-        place = self._place
-        await self._session.run(
-            self._manager.MoveDatastoreFile_Task,
-            place.path(source),
-            place.datacenter,
-            place.path(target),
-            place.datacenter,
-            False,
-            what=f"moving {place.path(source)}",
-        )
+        """A file; as `move` above."""
+        await move(self._session, self._manager.MoveDatastoreFile_Task, self._place, source, target, "moving")
 
     async def remove(self, path: str) -> None:
         """A file, or a directory with everything in it. No effect when it is gone."""
@@ -93,19 +115,21 @@ class Files:
 
     async def entries(self, path: str) -> list[Entry]:
         """What is in a directory; nothing when there is none."""
-        place = self._place
         browser = vim.host.DatastoreBrowser
-        spec = browser.SearchSpec(
-            matchPattern=["*"],
-            details=browser.FileInfo.Details(fileType=False, fileSize=False, modification=True, fileOwner=False),
-        )
+        details = browser.FileInfo.Details(fileType=False, fileSize=False, modification=True, fileOwner=False)
+        found = await self.search(path, browser.SearchSpec(matchPattern=["*"], details=details))
+        return [Entry(str(one.path), one.modification) for one in found]
+
+    async def search(self, directory: str, spec: vim.host.DatastoreBrowser.SearchSpec) -> list[Any]:
+        """The FileInfo of what fits in a directory; nothing when there is none."""
+        place = self._place
         try:
             found = await self._session.run(
-                place.browser.SearchDatastore_Task, place.path(path), spec, what=f"listing {place.path(path)}"
+                place.browser.SearchDatastore_Task, place.path(directory), spec, what=f"listing {place.path(directory)}"
             )
         except NotFoundError:
             return []
-        return [Entry(str(one.path), one.modification) for one in found.file or ()]
+        return list(found.file or ())
 
 
 async def _inventory_path(session: Session, entity: vim.ManagedEntity) -> str:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from pyVmomi import vim
 
+from portlayer.drivers.vsphere import files as datastore_files
+from portlayer.drivers.vsphere import sparse
 from portlayer.drivers.vsphere.files import Files, Place
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.upload import Content, Folder, Progress
@@ -79,17 +79,9 @@ class Disks:
             await self._extend(path, capacity)
 
     async def move(self, source: str, target: str) -> None:
-        """AlreadyExistsError when there is a `target`, NotFoundError when there is no `source`."""
-        place = self._place
-        await self._session.run(
-            self._manager.MoveVirtualDisk_Task,
-            place.path(source),
-            place.datacenter,
-            place.path(target),
-            place.datacenter,
-            False,
-            what=f"moving the disk {place.path(source)}",
-        )
+        """As files.move."""
+        method = self._manager.MoveVirtualDisk_Task
+        await datastore_files.move(self._session, method, self._place, source, target, "moving the disk")
 
     async def remove(self, path: str) -> None:
         """No effect when it is gone. Half a disk is removed too. ConflictError when a running VM has it."""
@@ -104,6 +96,13 @@ class Disks:
         except NotFoundError:  # of all its files, or of one of them
             await self._files.remove(path)
             await self._files.remove(content_path(path))
+
+    async def remove_directory(self, path: str) -> None:
+        """With the disks in it. No effect when it is gone."""
+        await self._files.remove(path)
+
+    async def exists(self, path: str) -> bool:
+        return await self._folder.size(path) is not None
 
     async def size(self, path: str) -> int | None:
         """Bytes of its content; None when there is no such disk."""
@@ -148,13 +147,7 @@ class Disks:
 def _measure(image: Path) -> tuple[int, int]:
     """The size of a local file, and up to where it has content: the holes at its end do not count."""
     with image.open("rb") as file:
-        size, written = os.fstat(file.fileno()).st_size, 0
-        while written < size:
-            try:
-                start = os.lseek(file.fileno(), written, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole from here on
-                    break
-                raise
-            written = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-        return size, written
+        written = 0
+        for _, written in sparse.extents(file):
+            pass
+        return sparse.size(file), written
