@@ -23,7 +23,6 @@ from vsphere_trouble import cut_after, cut_before, drop_session, fail_task, fail
 from portlayer.drivers import ext4
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
-from portlayer.drivers.vsphere.files import Place
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import DriverError, ExhaustedError, InvalidArgumentError, NotFoundError, PortLayerError
 
@@ -445,21 +444,6 @@ async def test_verified_image_disks(open_datastore: Open, root: Path, source: Pa
 async def test_space(datastore: VsphereDatastore, front: Front) -> None:
     assert 0 < await datastore.free_bytes() <= await datastore.capacity_bytes()
     assert front.calls["RefreshDatastore"] == 1
-
-
-async def test_datastores_without_files_are_refused(
-    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    datacenter = await session.call(session.content.searchIndex.FindByInventoryPath, "/DC0", what="looking")
-    place = Place(datacenter, "DC0", vim.Datastore("x"), "pool", "vsan", None)
-
-    async def found(*_: object) -> Place:
-        return place
-
-    monkeypatch.setattr("portlayer.drivers.vsphere.files.find", found)
-    datastore = VsphereDatastore(session, datacenter, place.datastore, DIRECTORY, tmp_path)
-    with pytest.raises(InvalidArgumentError, match="VMFS or NFS"):
-        await datastore.open()
 
 
 async def test_datastore_that_is_gone(session: Session, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vsphere_vsan
 from pyVmomi import vim
 from vsphere_sessions import denied, opened
 from vsphere_simulator import HOST, Simulator
@@ -119,6 +120,21 @@ async def test_lacking_privileges_are_named(fresh_simulator: Simulator, monkeypa
     assert found["privileges on /DC0/network/VM Network"].level == "fail"
     assert found["privileges on vCenter itself"].level == "warn"
     assert "privileges" not in found
+
+
+async def test_of_vsan_more_is_asked_for(fresh_simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied(monkeypatch, "VApp.Import", "Datastore.Config")
+    vsphere_vsan.enable(fresh_simulator)
+    assert (await examine(fresh_simulator))["privileges"].level == "ok"
+    path = f"/DC0/datastore/{vsphere_vsan.DATASTORE}"
+    found = await examine(fresh_simulator, datastore=path, image_datastore="LocalDS_0")
+    assert "Datastore.Config" in found[f"privileges on {path}"].found
+    assert "privileges on /DC0/vm" not in found
+    found = await examine(fresh_simulator, datastore=path)
+    assert found["datastore"].level == "ok"
+    lacking = [name for name, one in found.items() if "VApp.Import" in one.found]
+    assert len(lacking) == 2  # the folder and the pool
+    assert "privileges on /DC0/vm" in lacking
 
 
 async def test_of_the_cluster_only_what_is_asked_for(

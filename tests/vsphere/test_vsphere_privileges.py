@@ -22,7 +22,7 @@ ALWAYS = {"System.View", "System.Read", "System.Anonymous"}
 OTHERS = {"DropConnections"}
 KINDS = (
     *(vim.Folder, vim.Datacenter, vim.VirtualMachine, vim.ResourcePool, vim.ClusterComputeResource, vim.Datastore),
-    *(vim.FileManager, vim.VirtualDiskManager, vim.ExtensionManager),
+    *(vim.FileManager, vim.VirtualDiskManager, vim.ExtensionManager, vim.DatastoreNamespaceManager, vim.HttpNfcLease),
     *(vim.LicenseAssignmentManager, vim.AuthorizationManager, vim.host.DatastoreBrowser),
 )
 
@@ -67,5 +67,5 @@ def test_documentation_has_the_table() -> None:
 
 @pytest.mark.parametrize("one", LEAST, ids=lambda one: one.id)
 def test_ids_and_labels_belong_together(one: privileges.Privilege) -> None:
-    group = {"VirtualMachine": "Virtual machine", "Host": "Host"}.get(one.id.split(".")[0], one.id.split(".")[0])
+    group = {"VirtualMachine": "Virtual machine", "VApp": "vApp"}.get(one.id.split(".")[0], one.id.split(".")[0])
     assert one.label.split(" > ")[0] == group

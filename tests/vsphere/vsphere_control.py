@@ -76,6 +76,11 @@ class Control:
                 return child.obj
         return None
 
+    def namespace(self, url: str) -> str:
+        """By DatastoreNamespaceManager."""
+        datacenter = self._content.rootFolder.childEntity[0]
+        return str(self._content.datastoreNamespaceManager.ConvertNamespacePathToUuidPath(datacenter, url))
+
     def end_sessions(self, keys: set[str]) -> None:
         for key in keys:
             with contextlib.suppress(vim.fault.NotFound):

@@ -19,9 +19,11 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import h11
+import vsphere_vsan
 from pyVmomi import vim
 from vsphere_control import Control
 from vsphere_http import ClientConnection, Upstream
@@ -83,6 +85,10 @@ class Front:
         self.forwarded: Counter[str] = Counter()
         # Privileges that nobody has: calls that need one of them are refused.
         self.denied: set[str] = set()
+        # Of imports by leases: folder and name of the VM, by lease. How leases call this front, if not by its address.
+        self.leases: dict[str, tuple[str, str]] = {}
+        self.nfc_host = ""
+        self.nfc_thumbprint = ""
         self.control = Control(simulator)
         self.port = 0
         self._injections: list[Injection] = []
@@ -170,6 +176,17 @@ class Front:
     async def file(self, method: str, target: str, cookie: str, carry: Forward) -> Reply:
         call = Call(method, "folder", target, b"", _session_key(cookie))
         return await self._handled(call, lambda: self._file(call, carry))
+
+    async def disk(self, target: str, sent: Path, carry: Forward) -> Reply:
+        """What a lease brings, which needs no session; `sent` has it once it is carried."""
+
+        async def forward() -> Reply:
+            self.forwarded["POST"] += 1
+            reply = await carry()
+            await self.controlled(vsphere_vsan.received, self, target, sent)
+            return reply
+
+        return await self._handled(Call("POST", "nfc", target, b"", ""), forward)
 
     async def controlled(self, action: Callable[..., _T], *arguments: Any) -> _T:
         """Calls a method of `control` in a thread."""
@@ -278,6 +295,8 @@ class Front:
     async def _file(self, call: Call, carry: Forward) -> Reply:
         if call.cookie not in self._sessions:
             return Reply(_UNAUTHORIZED, b"", ((b"www-authenticate", b'Basic realm="VMware HTTP server"'),))
+        if (refused := vsphere_vsan.refuses(call.target, call.method)) is not None:
+            return refused
         self.forwarded[call.method] += 1
         return await carry()
 

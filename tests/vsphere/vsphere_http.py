@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import h11
 from vsphere_simulator import HOST
 from vsphere_soap import Reply
+from vsphere_vsan import spool
 
 _CHUNK = 1 << 16
 # Stands for an answer that is passed on as it comes.
@@ -29,6 +31,8 @@ class Front(Protocol):
     async def soap(self, body: bytes, cookie: str, upstream: Upstream, request: h11.Request) -> Reply: ...
 
     async def file(self, method: str, target: str, cookie: str, carry: Callable[[], Awaitable[Reply]]) -> Reply: ...
+
+    async def disk(self, target: str, sent: Path, carry: Callable[[], Awaitable[Reply]]) -> Reply: ...
 
 
 class Upstream:
@@ -135,11 +139,19 @@ class ClientConnection:
             reply = await self._front.file(method, target, cookie, _pass if reads else lambda: self._carried(request))
             if reply is not PASSED:
                 return await self._reply(reply)
+        if target.startswith("/nfc/"):
+            sent = spool()
+            try:
+                with sent.open("wb") as copy:
+                    return await self._reply(await self._front.disk(target, sent, lambda: self._carried(request, copy)))
+            finally:
+                sent.unlink()
         await self._stream(request)
 
-    async def _carried(self, request: h11.Request) -> Reply:
+    async def _carried(self, request: h11.Request, copy: BinaryIO | None = None) -> Reply:
         """The answer, read to its end, to a request of which the body is passed on as it comes."""
-        head, content = await self._upstream.begin(request, self._body())
+        body = self._body() if copy is None else _copied(self._body(), copy)
+        head, content = await self._upstream.begin(request, body)
         return Reply(head.status_code, b"".join([part async for part in content]), ())
 
     async def _stream(self, request: h11.Request) -> None:
@@ -190,6 +202,13 @@ def _without_own(headers: h11._headers.Headers) -> list[tuple[bytes, bytes]]:
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
+
+
+async def _copied(body: AsyncIterator[bytes], copy: BinaryIO) -> AsyncIterator[bytes]:
+    async for part in body:
+        copy.write(part)
+        yield part
+    copy.flush()
 
 
 async def _pass() -> Reply:

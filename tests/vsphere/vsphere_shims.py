@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import vsphere_vsan
 from pyVmomi import vim, vmodl
 from vsphere_soap import Call, Reply, fault_reply, task_reply
 
@@ -211,4 +212,9 @@ SHIMS: dict[str, Shim] = {
     "CloneVM_Task": unique_name,
     "ReconfigVM_Task": guarded_change,
     "InstantClone_Task": instant_clone,
+    "MakeDirectory": vsphere_vsan.make_directory,
+    "ConvertNamespacePathToUuidPath": vsphere_vsan.convert,
+    "ImportVApp": vsphere_vsan.import_vapp,
+    "RetrievePropertiesEx": vsphere_vsan.told,
+    "WaitForUpdatesEx": vsphere_vsan.told,
 }

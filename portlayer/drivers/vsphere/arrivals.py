@@ -53,7 +53,7 @@ class Arrivals:
 
     async def bring(self, target: str, make: Callable[[str], Awaitable[None]]) -> None:
         """Has `make` make the file or disk `target`, by another name. No effect when there is one already."""
-        if await self._folder.size(target) is not None:
+        if await self._exists(target):
             return
         async with self._directory() as directory:
             source = f"{directory}/{target.rpartition('/')[2]}"
@@ -62,8 +62,13 @@ class Arrivals:
                 await uninterrupted(self._move(source, target))
             except PortLayerError:
                 # Another port layer was quicker, or an attempt of ours whose answer was lost.
-                if await self._folder.size(target) is None:
+                if not await self._exists(target):
                     raise
+
+    async def _exists(self, target: str) -> bool:
+        if target.endswith(vmdk.SUFFIX):
+            return await self._disks.exists(target)
+        return await self._folder.size(target) is not None
 
     async def _move(self, source: str, target: str) -> None:
         if target.endswith(vmdk.SUFFIX):
@@ -80,7 +85,7 @@ class Arrivals:
             yield directory
         finally:
             try:
-                await uninterrupted(self._files.remove(directory))
+                await uninterrupted(self._disks.remove_directory(directory))
             except PortLayerError as error:
                 _log.warning("%s stays until the next start: %s", directory, error)
 
@@ -90,7 +95,7 @@ class Arrivals:
             stale = entry.modified is not None and now - entry.modified > _STALE
             if stale or entry.name.startswith(f"{self._owner}-"):
                 _log.info("removing %s/%s, left half-made", self._incoming, entry.name)
-                await self._files.remove(f"{self._incoming}/{entry.name}")
+                await self._disks.remove_directory(f"{self._incoming}/{entry.name}")
 
 
 def owner_of(work_dir: Path) -> str:

@@ -23,10 +23,11 @@ from pyVmomi import vim
 from portlayer.drivers import disk_names, ext4
 from portlayer.drivers.base import SquashfsCompression
 from portlayer.drivers.uninterrupted import uninterrupted
-from portlayer.drivers.vsphere import arrivals, vmdk
+from portlayer.drivers.vsphere import arrivals, namespaces, vmdk
 from portlayer.drivers.vsphere import files as datastore_files
 from portlayer.drivers.vsphere.arrivals import Arrivals
 from portlayer.drivers.vsphere.files import Files, Place
+from portlayer.drivers.vsphere.imported_disks import ImportedDisks, ImportSite
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.upload import Content, Folder, Progress
 from portlayer.drivers.vsphere.vmdk import Disks
@@ -34,8 +35,6 @@ from portlayer.errors import DriverError, ExhaustedError, InvalidArgumentError, 
 
 IMAGES, EMPTIES, GUEST = "images", "empties", "guest"
 _ISO = ".iso"
-# Where a disk is an object of its own and no file that could be written over HTTPS.
-_WITHOUT_FILES = ("vsan", "vvol")
 _DIRECTORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}(/[A-Za-z0-9][A-Za-z0-9 ._-]{0,79}){0,7}")
 _SCRATCH: Final = ".empty-"
 _DIGEST = re.compile(r"[0-9a-f]{16,128}")
@@ -57,14 +56,19 @@ class VsphereDatastore:
         directory: str,
         work_dir: Path,
         *,
+        import_site: ImportSite | None = None,
         verify: bool = False,
     ) -> None:
-        """`directory` of this VCH alone; `work_dir` local, kept. `verify`: read back each disk that was uploaded."""
+        """`directory` of this VCH alone; `work_dir` local, kept. `verify`: read back each disk that was uploaded.
+
+        `import_site` is for datastores that keep objects.
+        """
         if not _DIRECTORY.fullmatch(directory):
             raise InvalidArgumentError(f"{directory!r} is no directory for a datastore: letters, digits, . _ - and /")
         self._session = session
         self._objects = (datacenter, datastore)
-        self._root = directory
+        self._root = directory  # by the path that the datastore has for it, once this is open
+        self._import_site = import_site
         self._work_dir = work_dir
         self._verify = verify
         self._known: set[str] = set()
@@ -74,16 +78,12 @@ class VsphereDatastore:
     async def open(self) -> None:
         """Makes the directories and removes what an earlier life left half-made. Called once, first."""
         place = await datastore_files.find(self._session, *self._objects)
-        if place.kind.lower() in _WITHOUT_FILES:
-            raise InvalidArgumentError(
-                f"the datastore {place.name} is of the type {place.kind}, where disks are not files that can be"
-                " uploaded: choose one of the type VMFS or NFS"
-            )
         self._place: Place = place
         self._files = Files(self._session, place)
         self._folder = Folder(self._session, place.datacenter_path, place.name)
-        self._disks = Disks(self._session, place, self._files, self._folder)
         try:
+            self._disks = self._disks_of(place)
+            self._root = await namespaces.ensure(self._session, place, self._root)
             owner = await asyncio.to_thread(_prepare, self._work_dir)
             self._arrivals = Arrivals(self._root, owner, self._files, self._disks, self._folder)
             await self._arrivals.open()
@@ -99,7 +99,11 @@ class VsphereDatastore:
     async def remove_all(self) -> None:
         """Removes the VCH's directory. Its VMs are gone; afterwards this can only be closed."""
         self._known.clear()
-        await self._files.remove(self._root)
+        incoming = f"{self._root}/{arrivals.INCOMING}"
+        on_the_way = [f"{incoming}/{entry.name}" for entry in await self._files.entries(incoming)]
+        for directory in (f"{self._root}/{IMAGES}", f"{self._root}/{EMPTIES}", *on_the_way):
+            await self._disks.remove_directory(directory)
+        await namespaces.remove(self._session, self._place, self._files, self._root)
 
     # Image disks
 
@@ -116,7 +120,7 @@ class VsphereDatastore:
         await asyncio.to_thread(source.unlink, missing_ok=True)
 
     async def has_image_disk(self, name: str) -> bool:
-        return await self._folder.size(self._image(name)) is not None
+        return await self._disks.exists(self._image(name))
 
     async def remove_image_disk(self, name: str) -> None:
         """No effect when it does not exist."""
@@ -210,6 +214,15 @@ class VsphereDatastore:
             raise ExhaustedError(f"the datastore {self._place.name} has {free} bytes free, {needed} are needed")
 
     # Names and places
+
+    def _disks_of(self, place: Place) -> Disks:
+        if not place.keeps_objects:
+            return Disks(self._session, place, self._files, self._folder)
+        if self._import_site is None:
+            raise InvalidArgumentError(
+                f"on the datastore {place.name} disks come by VMs, and no place for VMs is named"
+            )
+        return ImportedDisks(self._session, place, self._files, self._folder, self._import_site)
 
     async def _once(self, target: str, make: Callable[[str], Awaitable[None]]) -> str:
         """Has `make` make the file `target`, unless there is one. Returns its path for VMs."""

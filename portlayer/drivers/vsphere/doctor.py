@@ -11,7 +11,7 @@ from typing import Any, Final
 from pyVmomi import vim
 
 from portlayer.drivers.findings import Finding
-from portlayer.drivers.vsphere import host_checks, licences, privileges, reach, site
+from portlayer.drivers.vsphere import files, host_checks, licences, privileges, reach, site
 from portlayer.drivers.vsphere.host_checks import INSTANT_CLONE, OLDEST, version_of
 from portlayer.drivers.vsphere.privileges import Place, Privilege
 from portlayer.drivers.vsphere.session import Session
@@ -115,6 +115,11 @@ async def _privileges(session: Session, there: Site, settings: VsphereSettings) 
         Place.DATASTORE: list(stores),
         Place.NETWORK: [group.network for group in groups],
     }
+    facts = await session.read(stores, files.KIND)
+    objects = [store for store, kind in facts.items() if files.keeps_objects(kind)]
+    where[Place.OBJECT_DATASTORE] = objects
+    if there.image_datastore.object in objects:
+        where[Place.IMPORT] = [there.vm_folder, there.parent_pool]
     if settings.affinity_group:
         where[Place.CLUSTER] = [there.compute.object]
         paths[there.compute.object] = there.compute.path

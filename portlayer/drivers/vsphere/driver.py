@@ -37,6 +37,7 @@ from portlayer.drivers.vsphere import (
     hosts,
     inventory,
     inventory_load,
+    namespaces,
     once,
     operations,
     placement,
@@ -136,6 +137,8 @@ class VsphereDriver:
     async def open(self) -> None:
         await asyncio.to_thread(self._directories.mkdir, parents=True, exist_ok=True)
         self._managed_by = await extension.register(self._session, self._placement.folder)
+        root = await namespaces.ensure(self._session, self._disk_place, self._placement.name)
+        self._disk_directory = f"{root}/disks"
         await Files(self._session, self._disk_place).make_directory(self._disk_directory)
         await self._session.updates.add(self._vms)
         await self._load()
@@ -337,10 +340,6 @@ class VsphereDriver:
         task.add_done_callback(self._background.discard)
 
     # --- within
-
-    @property
-    def _disk_directory(self) -> str:
-        return f"{self._placement.name}/disks"
 
     async def _power_on_by_drs(self, vm: Any, what: str) -> None:
         # In a cluster whose DRS only recommends, nothing would be powered on but by an administrator.

@@ -18,8 +18,6 @@ from portlayer.drivers.vsphere.site import Site
 RULESETS: Final = ("vSPC", "remoteSerialPort")
 OLDEST: Final = (6, 7)
 INSTANT_CLONE: Final = (7, 0)
-# Where disks are objects, not files.
-WITHOUT_FILES: Final = ("vsan", "vvol")
 _GIB: Final = 1 << 30
 _SHOWN: Final = 5
 _NAME, _STATE, _MAINTENANCE = "name", "runtime.connectionState", "runtime.inMaintenanceMode"
@@ -118,9 +116,6 @@ async def _datastore(session: Session, site: Site, name: str, entity: Entity) ->
     summary = found.get("summary")
     if summary is None or not summary.accessible:
         return [Finding(name, "fail", f"{entity.path} is not accessible", "no container can be created")]
-    if str(summary.type).lower() in WITHOUT_FILES:
-        costs = "its directories cannot be written by HTTPS: name one on VMFS or NFS"
-        return [Finding(name, "fail", f"{entity.path} is {summary.type}", costs)]
     usable = {mount.key for mount in found.get("host", ()) if _is_usable(mount.mountInfo)}
     names = await _names(session, [host for host in site.hosts if host not in usable])
     findings = [_space(name, entity, int(summary.freeSpace), int(summary.capacity))]

@@ -24,6 +24,8 @@ class Place(StrEnum):
     POOL = "cluster, host or resource pool, propagating"
     CLUSTER = "cluster"
     DATASTORE = "each datastore"
+    OBJECT_DATASTORE = "each vSAN or vVols datastore"
+    IMPORT = "datacenter's VM folder; cluster, host or resource pool; with images on vSAN or vVols"
     NETWORK = "each port group"
 
 
@@ -143,6 +145,13 @@ LEAST: Final = (
         "images and the guest image",
     ),
     Privilege("Datastore.DeleteFile", "Datastore > Remove file", Place.DATASTORE, "`docker rmi`"),
+    Privilege(
+        "Datastore.Config",
+        "Datastore > Configure datastore",
+        Place.OBJECT_DATASTORE,
+        "the VCH's directory, which is an object there",
+    ),
+    Privilege("VApp.Import", "vApp > Import", Place.IMPORT, "sending disks, which come with a VM there"),
     Privilege("Network.Assign", "Network > Assign network", Place.NETWORK, "network cards"),
     Privilege(
         "Host.Inventory.EditCluster",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from portlayer.drivers import guest_image as guest_images
-from portlayer.drivers.vsphere import files, placement, reach
+from portlayer.drivers.vsphere import files, hosts, placement, reach
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.driver import VsphereDriver
 from portlayer.drivers.vsphere.endpoint import Endpoint
+from portlayer.drivers.vsphere.imported_disks import ImportSite
 from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.settings import SerialSettings, VsphereSettings
@@ -33,7 +35,12 @@ async def opened(
         await session.open()
         stack.push_async_callback(session.close)
         place = await placement.establish(session, settings, name)
-        datastore = VsphereDatastore(session, place.datacenter, place.image_datastore, name, state_dir / "vsphere")
+        datastore = VsphereDatastore(
+            *(session, place.datacenter, place.image_datastore, name, state_dir / "vsphere"),
+            import_site=ImportSite(
+                place.resource_pool, place.folder, functools.partial(hosts.for_new_vm, session, place.site)
+            ),
+        )
         await datastore.open()
         stack.push_async_callback(datastore.close)
         lines = await _concentrator(settings.serial, settings.endpoint)

@@ -35,7 +35,7 @@ CHUNK_BYTES: Final = 1 << 20
 # Transfers under way at once. They share the link, and the host's service for them is a small one.
 _CONCURRENCY = 4
 # Seconds without a byte. An answer to PUT comes when all is written.
-_TIMEOUT = httpx.Timeout(60.0, read=300.0, pool=None)
+TIMEOUT = httpx.Timeout(60.0, read=300.0, pool=None)
 _MAX_WORDS = 500
 _MAX_ANSWER_BYTES = 16 << 10
 _PART, _MISSING, _BEYOND, _SPENT = 206, 404, 416, 507
@@ -53,7 +53,7 @@ class Content:
     length: int
 
 
-class _AgainError(Exception):
+class AgainError(Exception):
     """The answer was no, but may be yes in a moment."""
 
 
@@ -69,7 +69,7 @@ class Folder:
         self._query = urlencode({"dcPath": datacenter_path, "dsName": datastore}, quote_via=quote, safe="/")
         self._slots = asyncio.Semaphore(_CONCURRENCY)
         # A proxy of the environment is for the outside world; SOAP does not go through it either.
-        self._client = httpx.AsyncClient(verify=session.tls, timeout=_TIMEOUT, trust_env=False)
+        self._client = httpx.AsyncClient(verify=session.tls, timeout=TIMEOUT, trust_env=False)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -91,7 +91,7 @@ class Folder:
             async with contextlib.aclosing(sent), self._answer("PUT", path, what, headers, sent):
                 pass
             if (there := await self._size(path, what)) != content.length:
-                raise _AgainError(f"{content.length} bytes were sent and {there} arrived")
+                raise AgainError(f"{content.length} bytes were sent and {there} arrived")
             return digest.hexdigest()
 
         checksum = await self._attempts(what, attempt)
@@ -163,7 +163,7 @@ class Folder:
         headers = {"Cookie": self._session.cookie, "Accept-Encoding": "identity", **headers}
         async with self._client.stream(method, url, headers=headers, content=content) as answer:
             if answer.status_code not in (*_OK, *also):
-                raise await _refusal(answer, what)
+                raise await refusal(answer, what)
             yield answer
 
     async def _attempts(self, what: str, attempt: Callable[[], Awaitable[_T]]) -> _T:
@@ -171,9 +171,9 @@ class Folder:
             try:
                 async with self._slots:
                     return await attempt()
-            except (_AgainError, httpx.TransportError) as error:
+            except (AgainError, httpx.TransportError) as error:
                 reason = str(error) or type(error).__name__
-                if delay is None or _is_distrust(error):
+                if delay is None or is_distrust(error):
                     raise DriverError(f"{what}: {reason[:_MAX_WORDS]}") from error
                 _log.info("%s: %s; trying again in %g s", what, reason, delay)
             except OSError as error:
@@ -190,7 +190,7 @@ def _check_part(answer: httpx.Response, start: int, what: str) -> None:
 
 
 async def _pieces(content: Content, digest: hashlib._Hash, on_progress: Progress | None) -> AsyncGenerator[bytes, None]:
-    with _opened(content.source) as file:
+    with opened(content.source) as file:
         sent = 0
         while sent < content.length:
             if on_progress is not None:
@@ -202,7 +202,7 @@ async def _pieces(content: Content, digest: hashlib._Hash, on_progress: Progress
             on_progress(sent)
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
     """Not in a thread: a caller who is cancelled meanwhile would never get to close it."""
     return path.open("rb")
 
@@ -223,7 +223,7 @@ async def _bounded(answer: httpx.Response, length: int) -> bytes:
     return bytes(taken[:length])
 
 
-async def _refusal(answer: httpx.Response, what: str) -> Exception:
+async def refusal(answer: httpx.Response, what: str) -> Exception:
     """What an answer other than a good one means."""
     status = answer.status_code
     text = (await _bounded(answer, _MAX_ANSWER_BYTES)).decode(errors="replace")
@@ -233,9 +233,9 @@ async def _refusal(answer: httpx.Response, what: str) -> Exception:
     if status == _MISSING:
         return NotFoundError(f"{what}: there is no such file or datastore ({said})")
     if status == 403:
-        return DriverError(f"{what}: the account may not; it needs Datastore.FileManagement ({said})")
+        return DriverError(f"{what}: the account may not; files need Datastore.FileManagement ({said})")
     if status >= 500 or status in _TRY_AGAIN:
-        return _AgainError(said)
+        return AgainError(said)
     return DriverError(f"{what}: {said}")
 
 
@@ -243,7 +243,7 @@ def _without_markup(text: str) -> str:
     return re.sub(r"<[^<>]*>", " ", text)
 
 
-def _is_distrust(error: BaseException) -> bool:
+def is_distrust(error: BaseException) -> bool:
     """Whether the certificate is not the right one: then it will not be in a moment either."""
     cause: BaseException | None = error
     while cause is not None:

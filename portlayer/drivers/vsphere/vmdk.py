@@ -147,7 +147,4 @@ class Disks:
 def _measure(image: Path) -> tuple[int, int]:
     """The size of a local file, and up to where it has content: the holes at its end do not count."""
     with image.open("rb") as file:
-        written = 0
-        for _, written in sparse.extents(file):
-            pass
-        return sparse.size(file), written
+        return sparse.size(file), max((end for _, end in sparse.extents(file)), default=0)
