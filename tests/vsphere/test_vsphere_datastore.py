@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,19 +15,18 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from pyVmomi import vim
 from vsphere_front import Action, Forward, Front
-from vsphere_simulator import HOST, Simulator
+from vsphere_sessions import killed, through
+from vsphere_simulator import Simulator
 from vsphere_soap import Call, Reply
 from vsphere_trouble import cut_after, cut_before, drop_session, fail_task, fail_task_after, held
 
 from portlayer.drivers import ext4
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
-from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import DriverError, ExhaustedError, InvalidArgumentError, NotFoundError, PortLayerError
 
 MIB = 1 << 20
 DIRECTORY = "vch-of tests/one"
-CHILD = Path(__file__).with_name("vsphere_put.py")
 Open = Callable[..., contextlib.AbstractAsyncContextManager[VsphereDatastore]]
 
 
@@ -46,15 +44,8 @@ def answer(status: int, body: bytes) -> Action:
 
 @pytest.fixture
 async def session(front: Front) -> AsyncIterator[Session]:
-    simulator = front.simulator
-    session = Session(
-        Endpoint(HOST, front.port, thumbprint=simulator.thumbprint),
-        Credentials(simulator.user, simulator.password),
-        delays_s=(0.01, 0.01, 0.01),
-    )
-    await session.open()
-    yield session
-    await session.close()
+    async with through(front) as session:
+        yield session
 
 
 @pytest.fixture
@@ -320,15 +311,7 @@ async def test_two_port_layers_with_the_same_image(
 async def test_killed_port_layer_leaves_what_the_next_one_sweeps(
     open_datastore: Open, root: Path, source: Path, front: Front, tmp_path: Path, step: str
 ) -> None:
-    held_up = front.inject(step, held(threading.Event()))
-    arguments = [str(front.port), front.simulator.thumbprint, DIRECTORY, str(tmp_path / "work"), str(source)]
-    child = await asyncio.create_subprocess_exec(sys.executable, str(CHILD), *arguments)
-    try:
-        await asyncio.to_thread(held_up.hit.wait)
-    finally:
-        child.kill()
-        await child.wait()
-    front.clear()
+    await killed(front, step, DIRECTORY, str(tmp_path / "work"), str(source))
     assert len(left(root)) == 1
     async with open_datastore("other"):
         assert len(left(root)) == 1  # it could be on its way still

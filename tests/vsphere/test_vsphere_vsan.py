@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import os
 import ssl
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,21 +19,20 @@ from pyVmomi import vim
 from vsphere_front import Action, Forward, Front
 from vsphere_machines import WHO, guest_image, settings
 from vsphere_plain import outcome
-from vsphere_simulator import HOST, Simulator
+from vsphere_sessions import killed, through
+from vsphere_simulator import Simulator
 from vsphere_soap import Call, Reply
 from vsphere_trouble import cut_after, cut_before, drop_session, fail_task, fail_task_after, held, raise_fault
 
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere import files, inventory_load, nfc_lease, site_driver
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
-from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint
 from portlayer.drivers.vsphere.imported_disks import ImportSite
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import DriverError, ExhaustedError, InvalidArgumentError, NotFoundError, PortLayerError
 
 MIB = 1 << 20
 DIRECTORY = "vch-of tests"
-CHILD = Path(__file__).with_name("vsphere_put.py")
 STEPS = [
     *("CreateDirectory", "MakeDirectory", "ImportVApp", "POST", "HttpNfcLeaseGetManifest", "HttpNfcLeaseComplete"),
     *("CopyVirtualDisk_Task", "Destroy_Task", "MoveVirtualDisk_Task", "DeleteDatastoreFile_Task"),
@@ -93,15 +91,8 @@ def vsan(simulator: Simulator) -> Path:
 
 @pytest.fixture
 async def session(front: Front) -> AsyncIterator[Session]:
-    simulator = front.simulator
-    session = Session(
-        Endpoint(HOST, front.port, thumbprint=simulator.thumbprint),
-        Credentials(simulator.user, simulator.password),
-        delays_s=(0.01, 0.01, 0.01),
-    )
-    await session.open()
-    yield session
-    await session.close()
+    async with through(front) as session:
+        yield session
 
 
 async def any_host() -> None:
@@ -374,15 +365,7 @@ async def test_nothing_is_left_when_the_caller_gives_up_before_there_is_a_lease(
 async def test_killed_port_layer_leaves_what_the_next_one_removes(
     open_datastore: Open, vsan: Path, source: Path, front: Front, session: Session, tmp_path: Path, step: str
 ) -> None:
-    held_up = front.inject(step, held(threading.Event()))
-    arguments = [str(front.port), front.simulator.thumbprint, DIRECTORY, str(tmp_path / "work"), str(source)]
-    child = await asyncio.create_subprocess_exec(sys.executable, str(CHILD), *arguments, vsphere_vsan.DATASTORE)
-    try:
-        await asyncio.to_thread(held_up.hit.wait)
-    finally:
-        child.kill()
-        await child.wait()
-    front.clear()
+    await killed(front, step, DIRECTORY, str(tmp_path / "work"), str(source), vsphere_vsan.DATASTORE)
     # As a driver does that opens, or dismantles.
     contents = await inventory_load.load(session, await at(session, "/DC0/vm"), None, {})
     assert len(contents.leftovers) == (STEPS.index("ImportVApp") < STEPS.index(step) <= STEPS.index("Destroy_Task"))
