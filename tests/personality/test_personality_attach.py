@@ -10,7 +10,8 @@ import grpc
 import openapi
 import pytest
 from conftest import HttpClient, frames
-from fake_portlayer import STDERR, STDOUT, FakePortLayer, FakeProcess, Script
+from fake_portlayer import FakePortLayer
+from fake_process import STDERR, STDOUT, FakeProcess, Script
 
 from personality.api import streams
 

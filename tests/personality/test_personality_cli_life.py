@@ -9,7 +9,8 @@ import grpc
 import openapi
 import pytest
 from conftest import HttpClient
-from fake_portlayer import FakePortLayer, Script
+from fake_portlayer import FakePortLayer
+from fake_process import Script
 
 from personality.translate import describe
 from personality.translate.log_options import Detailed

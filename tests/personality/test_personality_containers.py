@@ -13,7 +13,8 @@ import grpc
 import openapi
 import pytest
 from conftest import HttpClient
-from fake_portlayer import FakePortLayer, Script
+from fake_portlayer import FakePortLayer
+from fake_process import Script
 
 from portlayer.v1 import execution_pb2, types_pb2
 

@@ -11,7 +11,8 @@ import grpc
 import openapi
 import pytest
 from conftest import HttpClient, frames
-from fake_portlayer import STDOUT, FakePortLayer, FakeProcess, Script
+from fake_portlayer import FakePortLayer
+from fake_process import STDOUT, FakeProcess, Script
 
 from portlayer.v1 import execution_pb2
 

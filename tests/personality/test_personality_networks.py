@@ -11,7 +11,9 @@ from typing import Any
 import openapi
 import pytest
 from conftest import HttpClient
-from fake_portlayer import FakePortLayer, Script, make_network
+from fake_portlayer import FakePortLayer
+from fake_process import Script
+from fake_state import make_network
 
 NAMES = ("none", "bridge", "web", "lab")
 
