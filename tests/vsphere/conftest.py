@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
+from vsphere_dialling import running
 from vsphere_front import Front
+from vsphere_plain import Plain, outcome
 from vsphere_simulator import Simulator
+from vsphere_site import Site
 from vsphere_strict import strict
 
-from portlayer.drivers.vsphere import session
+from portlayer.drivers.vsphere import cloning, session
+from portlayer.drivers.vsphere.serial import Concentrator
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +67,38 @@ def front(simulator: Simulator) -> Iterator[Front]:
     """A front before the simulator, without trouble yet."""
     with Front(simulator).open() as front:
         yield front
+
+
+@pytest.fixture
+def site(front: Front, tmp_path: Path) -> Iterator[Site]:
+    with front.simulator.connected() as instance:
+        site = Site(front, tmp_path, Plain(instance))
+        yield site
+        front.clear()
+        folder = site.plain.content.searchIndex.FindByInventoryPath(site.path)
+        for vm in folder.childEntity if folder else ():
+            if vm.runtime.powerState != "poweredOff":
+                outcome(vm.PowerOffVM_Task())
+            outcome(vm.Destroy_Task())
+        if folder:
+            outcome(folder.Destroy_Task())
+        shutil.rmtree(front.simulator.datastore_dir() / site.folder)
+
+
+@pytest.fixture
+def short_dial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloning, "_DIAL_S", 0.05)  # there are no guests to dial in
+
+
+@pytest.fixture
+async def concentrator() -> AsyncIterator[Concentrator]:
+    async with running() as made:
+        # Fixture and test are tasks of their own.
+        watchdog = asyncio.get_running_loop().call_later(60, lambda: [task.cancel() for task in asyncio.all_tasks()])
+        yield made
+        watchdog.cancel()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()

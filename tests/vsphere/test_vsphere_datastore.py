@@ -189,6 +189,7 @@ async def test_lost_answers_do_no_harm(
     assert sorted(file.name for file in (root / "images").iterdir()) == ["one-flat.vmdk", "one.vmdk"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "MoveVirtualDisk_Task"])
 async def test_session_may_end_at_any_step(
     datastore: VsphereDatastore, root: Path, source: Path, front: Front, method: str
@@ -286,6 +287,7 @@ async def test_nothing_is_left_when_the_caller_gives_up(
     assert not await datastore.has_image_disk("one")
 
 
+@pytest.mark.slow
 async def test_two_port_layers_with_the_same_image(
     open_datastore: Open, root: Path, source: Path, front: Front, tmp_path: Path
 ) -> None:
@@ -307,6 +309,7 @@ async def test_two_port_layers_with_the_same_image(
     assert sorted(file.name for file in (root / "images").iterdir()) == ["one-flat.vmdk", "one.vmdk"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["CreateVirtualDisk_Task", "PUT", "MoveVirtualDisk_Task", "DeleteDatastoreFile_Task"])
 async def test_killed_port_layer_leaves_what_the_next_one_sweeps(
     open_datastore: Open, root: Path, source: Path, front: Front, tmp_path: Path, step: str

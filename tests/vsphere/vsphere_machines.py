@@ -30,7 +30,7 @@ from portlayer.identity import Identity
 IMAGE = "image.squashfs"
 WHO = Identity("0123456789abcdef0123456789abcdef", "faults", 1)
 # Short: nothing is to be gained by waiting for a simulator.
-_DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 def settings(front: Front) -> VsphereSettings:
@@ -68,7 +68,7 @@ class Bench:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, front: Front, directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-        patch.setattr(site_driver, "Session", functools.partial(Session, delays_s=_DELAYS_S))
+        patch.setattr(site_driver, "Session", functools.partial(Session, delays_s=DELAYS_S))
         state_dir = directory / "state"
         state_dir.mkdir()
         image = guest_image(directory / "guest")
