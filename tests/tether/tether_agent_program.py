@@ -4,7 +4,11 @@ Everything is the product's own but three things: what a start finds on its "dis
 below an empty tmpfs, to power off means to end, and the hypervisor is whoever listens at SOCKET.hypervisor.
 Ends at SIGTERM, with all that it started.
 
-    python tether_agent_program.py SOCKET '{"etc/shadow": "text of a file", "etc/hosts": {"link": "/elsewhere"}}'
+It forks an agent for each line of its input, and says its process id and, when it serves, "listening"; or says how one
+has ended:
+
+    {"start": SOCKET, "changes": {"etc/shadow": "text of a file", "etc/hosts": {"link": "/elsewhere"}}}
+    {"wait": PID}
 """
 
 from __future__ import annotations
@@ -135,5 +139,28 @@ def serve(path: str, listener: socket.socket, changes: dict[str, object]) -> Non
     loop.run()
 
 
+def start(path: str, changes: dict[str, object]) -> None:
+    """Forks an agent, which says its process id itself: nothing else that it says comes before that."""
+    if os.fork() == 0:
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), sys.stdin.fileno())
+        say(os.getpid())
+        sys.exit(supervise(path, changes))
+
+
+def say(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    for line in iter(sys.stdin.readline, ""):
+        request = json.loads(line)
+        if "wait" in request:
+            say(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]))
+        else:
+            start(request["start"], request["changes"])
+
+
 if __name__ == "__main__":
-    sys.exit(supervise(sys.argv[1], json.loads(sys.argv[2])))
+    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,13 +12,13 @@ from pathlib import Path
 
 import psutil
 from google.protobuf.message import Message
+from tether_nursery import AgentProcess
 
 from portlayer.agent import AgentClient
 from portlayer.agent.follow import Follow
 from tether.v1 import tether_pb2 as pb
 from tether.wire import DataReceived, Event, ResponseReceived, Role, Session, SessionOpened
 
-PROGRAM = Path(__file__).with_name("tether_agent_program.py")
 # Nothing here takes a second; on a machine that is busy with other things it may take more.
 PATIENCE_S = 60.0
 # Docker's.
@@ -56,7 +55,7 @@ class Taken:
 class Agent:
     """One agent that runs; `connect` makes clients of it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
+    def __init__(self, process: AgentProcess, path: Path) -> None:
         self.process = process
         self.path = path
         self.writers: list[asyncio.StreamWriter] = []
