@@ -24,8 +24,9 @@ _OPTIONS = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     # The port layer is local: when it comes back after a restart, be there soon.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # So long may it take until a connection serves, whatever the name says: on a busy machine more than a moment.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     # A proxy from the environment has no business between two local processes.
     ("grpc.enable_http_proxy", 0),
 ]
