@@ -22,6 +22,8 @@ _READY = b"ready\n"
 # What a detached supervisor writes on its way out; the next VCH begins it anew.
 _WORDS = "vch.err"
 _END_SECONDS = 40.0
+# What the supervisor may take for itself, on a busy machine, beside its parts.
+_HANG_SECONDS = 30.0
 
 
 def foreground(settings: Settings, password: str | None, *, timeout_s: float, ready_fd: int | None) -> None:
@@ -63,7 +65,7 @@ def detached(settings: Settings, password: str | None, arguments: list[str], *, 
         os.close(write)
         try:
             # The supervisor has a deadline for each part; this one only covers a supervisor that hangs.
-            if select.select([pipe], [], [], 3 * timeout_s)[0] and pipe.readline() == _READY:
+            if select.select([pipe], [], [], 2 * timeout_s + _HANG_SECONDS)[0] and pipe.readline() == _READY:
                 return
         except BaseException:
             process.terminate()
