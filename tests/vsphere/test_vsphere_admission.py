@@ -136,9 +136,10 @@ async def test_who_does_not_say_in_time_for_whom_it_speaks_is_cut_off() -> None:
         await host.dial()
         assert await host.read() == b""
         await host.close()
+        concentrator._entrance.identify_s = 1  # enough on a machine that is busy with other things
         known = await dialled(concentrator)
         streams = await concentrator.connect(VM)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.1)
         await exchange(streams, known)
         await known.close()
 

@@ -6,7 +6,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portlayer.drivers.base import MachineSpec
@@ -20,6 +20,7 @@ BOOT = Boot("[ds] iso", "telnet://host:2377")
 VALUES = extra_config.fixed(SPEC, TOKEN) | extra_config.boot(BOOT)
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(st.binary(max_size=200_000))
 def test_a_record_comes_back_and_its_pieces_are_small(data: bytes) -> None:
     values = extra_config.record(data)

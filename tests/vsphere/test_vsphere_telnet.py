@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portlayer.drivers.vsphere.serial import conversation, extension, telnet
@@ -111,6 +111,7 @@ def test_a_whole_life_with_a_vmotion(line: Line) -> None:
     assert {end.migrating for end in destination.ends.values()} == {Migrating.SETTLED}
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(up=st.lists(BYTES), down=st.lists(BYTES), cuts=st.randoms(use_true_random=False))
 def test_any_bytes_in_any_pieces(up: list[bytes], down: list[bytes], cuts: random.Random) -> None:
     line = Line(cuts)
@@ -122,6 +123,7 @@ def test_any_bytes_in_any_pieces(up: list[bytes], down: list[bytes], cuts: rando
     line.say(Role.PROXY, *down, Message(Code.WILL_PROXY), *down, Message(Code.GET_VM_NAME))
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(st.binary(max_size=200) | st.lists(BYTES, max_size=6).map(b"".join), st.randoms(use_true_random=False))
 def test_hostile_bytes_end_in_a_protocol_error_or_in_events_the_same_in_any_pieces(
     data: bytes, cuts: random.Random
