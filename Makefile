@@ -15,6 +15,9 @@ RUN_STATE := build/run
 
 # What the tests and the benchmark drive a VCH with, where the machine does not bring it.
 export PATH := $(PATH):$(CURDIR)/$(TOOLS)/bin
+# Tests start this project's programs by the hundred, and each worker collects all tests: they are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+PARALLEL := -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup proto image run stop test test-fast lint fuzz fmt bench bench-plot bench-vsphere install clean
@@ -48,13 +51,12 @@ stop: ## end the VCH of `make run` together with its containers
 	@[ ! -d $(RUN_STATE) ] || [ ! -x $(VENV)/bin/vch ] || $(VENV)/bin/vch down --force --state-dir $(RUN_STATE)
 
 test: image $(BUSYBOX) $(TOOLS)/made ## run every test, real virtual machines included
-	@$(VENV)/bin/pytest -q -n auto -m "not vm and not slow"
-	@$(VENV)/bin/pytest -q -n auto -m "slow and not vm"
+	@$(VENV)/bin/pytest -q $(PARALLEL) -m "not vm"
 	@$(VENV)/bin/pytest -q -m vm
 	@VCH_E2E_HYPERVISOR=vsphere $(VENV)/bin/pytest -q -m everywhere tests/e2e
 
-test-fast: setup ## run the tests that need no virtual machine
-	@$(VENV)/bin/pytest -q -n auto -m "not vm and not slow"
+test-fast: setup ## run the tests that are quick and need no virtual machine (a minute)
+	@$(VENV)/bin/pytest -q $(PARALLEL) -m "not vm and not slow"
 
 lint: setup ## check style, types and protos (part of the tests too)
 	@$(VENV)/bin/pytest -q tests/repo

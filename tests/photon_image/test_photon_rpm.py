@@ -93,6 +93,7 @@ def test_from_repository_to_files(bench: Bench, vendor: Signer) -> None:
     assert (unpacked / "usr/share/data").read_text() == "1.0"
 
 
+@pytest.mark.slow
 def test_the_newest_is_locked_and_stays_what_is_built(bench: Bench, vendor: Signer) -> None:
     bench.add(vendor, "tool", "1.10")
     bench.add(vendor, "tool", "1.9")
@@ -103,6 +104,7 @@ def test_the_newest_is_locked_and_stays_what_is_built(bench: Bench, vendor: Sign
     assert (bench.unpack("tool") / "usr/share/tool").read_text() == "2.0"
 
 
+@pytest.mark.slow
 def test_several_repositories_are_one(bench: Bench, vendor: Signer) -> None:
     updates = Bench(bench.directory / "updates", vendor)
     updates.add(vendor, "tool", "1.1")
@@ -114,6 +116,7 @@ def test_several_repositories_are_one(bench: Bench, vendor: Signer) -> None:
     assert (unpacked / "usr/share/later").exists()
 
 
+@pytest.mark.slow
 def test_a_version_can_be_asked_for(bench: Bench, vendor: Signer) -> None:
     bench.add(vendor, "python3", "3.11.9")
     bench.add(vendor, "python3", "3.12.1")
@@ -126,6 +129,7 @@ def test_a_version_can_be_asked_for(bench: Bench, vendor: Signer) -> None:
         assert LockedSource(bench.lock, repository).available(names) == {"python3=3.11.*"}
 
 
+@pytest.mark.slow
 def test_dependencies_by_pattern(bench: Bench, vendor: Signer) -> None:
     bench.add(vendor, "glibc", requires="glibc-libs filesystem")
     bench.add(vendor, "glibc-libs")
@@ -150,6 +154,7 @@ def test_what_is_cached_needs_no_repository(bench: Bench) -> None:
     assert (bench.unpack("tool", access=nowhere) / "usr/share/tool").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_download_is_made_again(bench: Bench) -> None:
     bench.renew("tool")
     bench.unpack("tool")
@@ -213,6 +218,7 @@ def test_a_package_that_never_was(bench: Bench) -> None:
     assert "the lock file lacks nothing" in bench.refused("tool", "nothing")
 
 
+@pytest.mark.slow
 def test_half_downloaded_repositories(bench: Bench) -> None:
     bench.renew("tool")
     file = bench.repository / f"tool-1.0-{RELEASE}.x86_64.rpm"
@@ -251,6 +257,7 @@ def test_over_http(bench: Bench, served: Access) -> None:
     assert (bench.unpack("tool", access=served) / "usr/share/tool").read_text() == "1.0"
 
 
+@pytest.mark.slow
 def test_half_downloaded_over_http(bench: Bench, served: Access) -> None:
     bench.renew("tool", access=served)
     file = bench.repository / f"tool-1.0-{RELEASE}.x86_64.rpm"
@@ -261,6 +268,7 @@ def test_half_downloaded_over_http(bench: Bench, served: Access) -> None:
     assert not list(bench.cache.glob("*.rpm"))
 
 
+@pytest.mark.slow
 def test_metadata_can_be_asked_to_be_signed(bench: Bench, vendor: Signer, stranger: Signer) -> None:
     strict = Access(bench.access.repositories, bench.access.keys, signed_metadata=True)
     bench.renew("tool")

@@ -26,6 +26,7 @@ LAYER = make_tar([File("f", b"12345")])
 NOISE = make_tar([File("noise", os.urandom(3 << 20))])
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_state_before_or_after(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"}
@@ -198,6 +199,7 @@ async def test_mksquashfs_that_fails(
     assert state.files() == before
 
 
+@pytest.mark.slow
 async def test_many_things_at_once(store: ImageStore, state: State) -> None:
     """The same image twice, others, removals and tags in between: at the end memory, index and disk agree."""
     shared = [LAYER, NOISE]
@@ -240,6 +242,7 @@ async def test_two_loads_of_one_image_make_one_disk(store: ImageStore, monkeypat
     assert store.get("box:1")
 
 
+@pytest.mark.slow
 async def test_a_disk_stays_while_another_load_relies_on_it(store: ImageStore, state: State) -> None:
     """Removing an image in the middle of loading one with the same layers."""
     await load(store, docker_save(Image([LAYER], ["one:1"])))
@@ -303,6 +306,7 @@ async def test_an_index_that_is_not_ours_is_left_alone(state: State) -> None:
         await state.store().open()
 
 
+@pytest.mark.slow
 async def test_round_trip_keeps_every_digest(store: ImageStore, tmp_path: Path) -> None:
     one = Image([LAYER, NOISE], ["docker.io/library/one:1", "quay.io/x/one:2"], "gzip")
     two = Image([LAYER], ["docker.io/library/two:1"], "zstd", extra={"unknown": "field"})

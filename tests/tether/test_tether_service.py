@@ -123,6 +123,7 @@ async def test_failed_exec_repeated_fails_alike_and_leaves_nothing(agent: Agent)
         assert agent.descriptors() == before
 
 
+@pytest.mark.slow
 async def test_too_many_processes_are_refused(agent: Agent) -> None:
     async with agent.connect() as client:
         await client.start(start_request(SLEEP))
@@ -207,6 +208,7 @@ async def test_list_of_processes(make_agent: MakeAgent) -> None:
         assert init.state in "SR"
 
 
+@pytest.mark.slow
 async def test_list_of_huge_and_unreadable_command_lines(agent: Agent) -> None:
     async with agent.connect() as client:
         await client.start(start_request(spec("sh", "-c", "sleep 1000; true", "x" * 100_000)))

@@ -25,6 +25,7 @@ def _counted() -> bytes:
     return b"".join(b"%06d\n" % number for number in range(1, COUNT + 1))
 
 
+@pytest.mark.slow
 async def test_large_output_arrives_whole(agent: Agent) -> None:
     async with agent.connect() as client:
         await client.start(start_request(spec("sh", "-c", COUNTING)))
@@ -70,6 +71,7 @@ class _Lossy:
         return bytes(data) or b"\0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_noise_in_mid_output(agent: Agent, seed: int) -> None:
     chance = random.Random(seed)

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from vch_program import Program
 
 
@@ -39,6 +40,7 @@ def test_port_layer_starts_first_and_ends_last(up: Program) -> None:
     assert (up.state_dir / "personality.log").read_text().splitlines() == ["personality starts", "personality ends"]
 
 
+@pytest.mark.slow
 def test_second_up_says_so(up: Program) -> None:
     for options in ((), ("--detach",)):
         done = up.run("up", *options)
@@ -47,6 +49,7 @@ def test_second_up_says_so(up: Program) -> None:
     assert _status(up)[0] == 0
 
 
+@pytest.mark.slow
 def test_two_side_by_side(up: Program, tmp_path: Path) -> None:
     other = Program(tmp_path / "other")
     assert other.run("up", "--detach").returncode == 0
@@ -60,6 +63,7 @@ def test_down_twice_is_no_error(vch: Program) -> None:
     assert "no VCH is up" in done.stdout
 
 
+@pytest.mark.slow
 def test_status_shows_the_templates(up: Program) -> None:
     ready, failed, waiting = _status(up)[1]["templates"]
     numbers = {"memory_bytes": 1 << 30, "cpus": 1, "disk_bytes": 270 << 20, "resident_bytes": 120 << 20}
@@ -76,6 +80,7 @@ def test_status_shows_the_templates(up: Program) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_options_of_instant_clone_reach_the_port_layer(vch: Program) -> None:
     done = vch.run("up", "--detach", "--no-clone", "--pool", "0", "--pool-memory", "1g")
     assert done.returncode == 0, done.stderr
@@ -90,6 +95,7 @@ def test_a_pool_has_a_limit(vch: Program) -> None:
     assert "0<=x<=64" in done.stderr
 
 
+@pytest.mark.slow
 def test_part_that_dies_at_the_start_is_the_reason(vch: Program) -> None:
     done = vch.run("up", "--detach", portlayer="die")
     assert done.returncode == 1
@@ -98,12 +104,14 @@ def test_part_that_dies_at_the_start_is_the_reason(vch: Program) -> None:
     assert not (vch.state_dir / "personality.log").exists()
 
 
+@pytest.mark.slow
 def test_part_that_does_not_get_ready_is_ended(vch: Program) -> None:
-    done = vch.run("up", "--detach", "--ready-timeout", "1", personality="hang")
+    done = vch.run("up", "--detach", "--ready-timeout", "5", personality="hang")
     assert done.returncode == 1
-    assert "personality did not get ready in 1 s" in done.stderr
+    assert "personality did not get ready in 5 s" in done.stderr
 
 
+@pytest.mark.slow
 def test_part_that_dies_ends_the_vch_and_status_says_why(up: Program) -> None:
     _, facts = _status(up)
     waiting = os.pidfd_open(facts["pids"]["vch"])
@@ -116,6 +124,7 @@ def test_part_that_dies_ends_the_vch_and_status_says_why(up: Program) -> None:
     assert up.run("up", "--detach").returncode == 0
 
 
+@pytest.mark.slow
 def test_killed_supervisor_leaves_no_part(up: Program) -> None:
     pids = _status(up)[1]["pids"]
     waiting = [os.pidfd_open(pid) for pid in pids.values()]
@@ -125,6 +134,7 @@ def test_killed_supervisor_leaves_no_part(up: Program) -> None:
     assert _status(up)[0] == 3
 
 
+@pytest.mark.slow
 def test_foreground_ends_on_ctrl_c(vch: Program) -> None:
     process = vch.foreground()
     process.send_signal(signal.SIGINT)
@@ -134,6 +144,7 @@ def test_foreground_ends_on_ctrl_c(vch: Program) -> None:
     assert "containers keep running" in log
 
 
+@pytest.mark.slow
 def test_foreground_fails_when_a_part_dies(vch: Program) -> None:
     process = vch.foreground()
     os.kill(_status(vch)[1]["pids"]["portlayer"], signal.SIGUSR1)
@@ -142,6 +153,7 @@ def test_foreground_fails_when_a_part_dies(vch: Program) -> None:
     assert "Error: portlayer ended with exit code 9" in log
 
 
+@pytest.mark.slow
 def test_forced_down_removes_the_containers(up: Program) -> None:
     (up.state_dir / "machines" / "web").touch()
     assert _status(up)[1]["containers"]["running"] == 1
@@ -151,6 +163,7 @@ def test_forced_down_removes_the_containers(up: Program) -> None:
     assert not list((up.state_dir / "machines").iterdir())
 
 
+@pytest.mark.slow
 def test_forced_down_without_a_vch_removes_them_too(up: Program) -> None:
     up.run("down")
     (up.state_dir / "machines" / "web").touch()
@@ -161,6 +174,7 @@ def test_forced_down_without_a_vch_removes_them_too(up: Program) -> None:
     assert not list((up.state_dir / "machines").iterdir())
 
 
+@pytest.mark.slow
 def test_container_that_cannot_be_removed_keeps_the_vch_up(up: Program) -> None:
     (up.state_dir / "machines" / "stuck").touch()
     done = up.run("down", "--force")
@@ -169,11 +183,13 @@ def test_container_that_cannot_be_removed_keeps_the_vch_up(up: Program) -> None:
     assert _status(up)[0] == 0
 
 
+@pytest.mark.slow
 def test_sockets_and_logs_are_closed_to_others(up: Program) -> None:
     assert up.state_dir.stat().st_mode & 0o077 == 0
     assert (up.state_dir / "portlayer.sock").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_foreign_socket_is_not_taken(up: Program, tmp_path: Path) -> None:
     other = Program(tmp_path / "other")
     done = other.run("up", "--detach", "--grpc", f"unix://{up.state_dir}/portlayer.sock")

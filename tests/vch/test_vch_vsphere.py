@@ -89,6 +89,7 @@ def test_password_goes_by_a_pipe_and_is_seen_nowhere(vch: Program, password: Pat
     vch.run("down")
 
 
+@pytest.mark.slow
 def test_password_from_the_environment_is_not_passed_on(vch: Program) -> None:
     vch.environment["VCH_PASSWORD"] = SECRET
     assert vch.run("up", "--detach", *EVERYTHING).returncode == 0
@@ -108,6 +109,7 @@ def test_without_a_password_or_a_terminal(vch: Program, password: Path) -> None:
     assert "is empty" in done.stderr
 
 
+@pytest.mark.slow
 def test_password_is_asked_for_on_a_terminal(vch: Program) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
@@ -127,6 +129,7 @@ def test_password_is_asked_for_on_a_terminal(vch: Program) -> None:
     vch.run("down")
 
 
+@pytest.mark.slow
 def test_what_was_said_holds_until_it_is_said_anew(vch: Program, password: Path) -> None:
     def up(*options: str) -> dict[str, object]:
         done = vch.run("up", "--detach", *options)
@@ -144,6 +147,7 @@ def test_what_was_said_holds_until_it_is_said_anew(vch: Program, password: Path)
     assert anew == {"target": "root@esx", "datastore": "local", "password_file": str(password)}
 
 
+@pytest.mark.slow
 def test_forced_down_of_a_stopped_one_needs_the_password_again(vch: Program, password: Path) -> None:
     vch.environment["VCH_PASSWORD"] = SECRET
     assert vch.run("up", "--detach", *EVERYTHING).returncode == 0
@@ -197,6 +201,7 @@ def test_the_port_layer_refuses_nonsense(options: list[str], words: str) -> None
         os.close(read)
 
 
+@pytest.mark.slow
 def test_a_configuration_file_says_the_same(vch: Program, password: Path, tmp_path: Path) -> None:
     file = tmp_path / "vch.toml"
     file.write_text(

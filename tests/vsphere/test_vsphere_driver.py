@@ -18,7 +18,7 @@ from vsphere_trouble import held, raise_fault, unavailable
 
 from portlayer.drivers.base import Change, PowerState
 from portlayer.drivers.vsphere import driver as driver_module
-from portlayer.drivers.vsphere import extension, extra_config, privileges
+from portlayer.drivers.vsphere import extension, extra_config, privileges, session, updates
 from portlayer.errors import ConflictError, DriverError
 
 
@@ -196,8 +196,11 @@ async def test_the_capacity_is_as_it_was_while_vcenter_is_away(site: Site) -> No
         assert await driver.capacity() == known
 
 
-@pytest.mark.slow
-async def test_a_vcenter_that_does_not_answer_does_not_keep_the_port_layer(site: Site) -> None:
+async def test_a_vcenter_that_does_not_answer_does_not_keep_the_port_layer(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, patience in ((driver_module, "_CLOSE_S"), (updates, "_LAST_ANSWER_S"), (session, "_LAST_ANSWER_S")):
+        monkeypatch.setattr(module, patience, 0.1)
     gate = threading.Event()
     try:
         async with asyncio.timeout(60):  # far less than a connection is given to answer
