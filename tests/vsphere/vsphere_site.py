@@ -86,6 +86,11 @@ class Site:
         groups = self.cluster.configurationEx.group
         return {vm._moId for group in groups if group.name == self.folder for vm in group.vm}
 
+    def has_moved(self, name: str) -> bool:
+        """Beside a template there is one VM, of that name: the clone has it, and the VM that had it is gone."""
+        names = self.names()
+        return name in names and len(names) == 2
+
     @property
     def folder(self) -> str:
         return f"lab-{self.who.id[:12]}"
