@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 import re
+import signal
 from typing import Any, cast
 
 import pytest
@@ -137,13 +138,14 @@ async def test_newer_follow_takes_over(agent: Agent) -> None:
 
 async def test_exit_is_told_again_until_it_is_recorded(agent: Agent) -> None:
     async with agent.connect() as client:
-        await client.start(start_request(spec("sh", "-c", "sleep 0.1; exit 5")))
+        await client.start(start_request(spec("sleep", "1000")))
         await client.exec(pb.ExecRequest(process_id="e", process=spec("sh", "-c", "exit 6")))
         for _ in range(2):
             assert (await take(client.follow("e", 0))).exited.exit_code == 6
             agent.break_line()
+        await client.signal(pb.SignalRequest(process_id="init", signal=signal.SIGKILL))
     async with agent.connect() as client:
-        assert (await take(client.follow("init", 0))).exited.exit_code == 5
+        assert (await take(client.follow("init", 0))).exited.exit_code == 137
         assert (await take(client.follow("e", 0), record=True)).exited.exit_code == 6
         with pytest.raises(AgentRpcError) as refusal:
             await take(client.follow("e", 0))
