@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 
 def serve(name: str, ready_fd: int) -> None:
@@ -22,4 +23,4 @@ def serve(name: str, ready_fd: int) -> None:
         sys.stderr.write("out of luck\n")
         sys.stderr.flush()
         os._exit(9)
-    sys.stderr.write(f"{name} ends\n")
+    sys.stderr.write(f"{name} ends at {time.monotonic_ns()}\n")
