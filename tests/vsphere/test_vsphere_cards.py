@@ -57,7 +57,8 @@ async def test_a_clone_gets_the_containers_cards(site: Site, short_dial: None) -
         for _ in range(2):  # from the VM that it was made with, and from a clone
             before = site.vm(name)._moId
             await machine.power_on(await template.clone())
-            await until(lambda before=before: name in site.names() and site.vm(name)._moId != before)
+            await until(lambda: site.has_moved(name))
+            assert site.vm(name)._moId != before
             assert card_networks(site.vm(name)) == ["DC0_DVPG0", "VM Network"]
             await machine.power_off()
 

@@ -17,8 +17,8 @@ from vsphere_soap import Call, Reply
 from vsphere_trouble import held, raise_fault, unavailable
 
 from portlayer.drivers.base import Change, PowerState
+from portlayer.drivers.vsphere import cloning, extension, extra_config, privileges, session, updates
 from portlayer.drivers.vsphere import driver as driver_module
-from portlayer.drivers.vsphere import extension, extra_config, privileges, session, updates
 from portlayer.errors import ConflictError, DriverError
 
 
@@ -65,7 +65,7 @@ async def test_a_console_goes_before_its_vm(site: Site, short_dial: None) -> Non
             (directory / "console.log").write_text("booted")
         site.front.inject("Destroy_Task", look, times=None)
         await machine.power_on(clone)
-        await until(lambda: len(site.names()) == 2 and f"web-{machine.id[:12]}" in site.names())
+        await until(lambda: site.has_moved(f"web-{machine.id[:12]}"))
         for _ in range(2):
             await driver.destroy(machine)
         await template.remove()
