@@ -11,6 +11,9 @@ from fake_state import FakeState
 
 from portlayer.v1 import storage_pb2, storage_pb2_grpc, types_pb2
 
+# A call that was cancelled looks like one whose requests have ended, until word of it comes.
+_WORD_S = 0.5
+
 
 class Storage(storage_pb2_grpc.StorageServiceServicer):
     def __init__(self, fake: FakeState) -> None:
@@ -24,7 +27,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
             async for request in requests:
                 assert len(request.data) <= 1 << 20
                 data += request.data
-            await asyncio.sleep(0.1)  # a call that was cancelled first looks like one that ended
+            await asyncio.sleep(_WORD_S)
         self._fake.uploads["LoadImages"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")
@@ -39,7 +42,7 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         async with self._fake.watching("ImportImage"):
             async for request in requests:
                 data += request.data
-            await asyncio.sleep(0.1)  # a call that was cancelled first looks like one that ended
+            await asyncio.sleep(_WORD_S)
         self._fake.uploads["ImportImage"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")
