@@ -46,7 +46,7 @@ async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, s
         await until(lambda: site.has_moved(name))
         await driver.destroy(machine)
         await again.remove()
-    assert (site.names(), site.files()) == ([], set())
+    await until(lambda: (site.names(), site.files()) == ([], set()))
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ async def test_a_move_that_breaks_off_anywhere_is_one_container(site: Site, shor
             assert driver.cloning is not None
             for one in await driver.cloning.templates():
                 await one.remove()
-            assert (site.names(), site.files()) == ([], set())
+            await until(lambda: (site.names(), site.files()) == ([], set()))
 
 
 @pytest.mark.slow

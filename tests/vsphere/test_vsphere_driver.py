@@ -44,7 +44,7 @@ async def test_an_administrator_sees_what_the_vm_is(site: Site) -> None:
         assert (disks[0].diskMode, disks[1].diskMode) == ("independent_nonpersistent", "independent_persistent")
         await driver.destroy(machine)
         assert site.names() == []
-        assert site.files() == set()
+        await until(lambda: site.files() == set())
 
 
 async def test_a_console_goes_before_its_vm(site: Site, short_dial: None) -> None:
@@ -273,4 +273,4 @@ async def test_a_vch_that_is_dismantled_leaves_images_only(site: Site) -> None:
     find = site.plain.content.searchIndex.FindByInventoryPath
     assert find(site.path) is None
     assert find(f"/DC0/host/DC0_C0/Resources/{site.folder}") is None
-    assert site.files() == set()
+    await until(lambda: site.files() == set())

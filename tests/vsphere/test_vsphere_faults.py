@@ -97,7 +97,7 @@ async def test_trouble_at_every_call_of_a_creation_and_a_removal(bench: Bench, t
     removal = set(bench.front.calls) - _FOLLOWING
     assert "CreateVM_Task" in creation
     assert "Destroy_Task" in removal
-    assert not bench.traces(undisturbed.id)
+    await bench.leaves_nothing_of(undisturbed.id)
     for call in sorted(creation):
         bench.front.clear()
         injection = bench.front.inject(call, TROUBLE[trouble]())
@@ -106,14 +106,14 @@ async def test_trouble_at_every_call_of_a_creation_and_a_removal(bench: Bench, t
         assert bench.machines() == sorted([*before, f"web-{machine.id[:12]}"]), call
         assert bench.truth(machine.id).runtime.powerState == "poweredOn"
         await bench.driver.destroy(machine)
-        assert not bench.traces(machine.id), call
+        await bench.leaves_nothing_of(machine.id, call)
     for call in sorted(removal):
         machine = await bench.machine(running=True)
         bench.front.clear()
         injection = bench.front.inject(call, TROUBLE[trouble]())
         await bench.driver.destroy(machine)
         assert injection.hits == 1, call
-        assert not bench.traces(machine.id), call
+        await bench.leaves_nothing_of(machine.id, call)
     assert bench.machines() == before
 
 
@@ -150,7 +150,7 @@ async def test_failed_creation_leaves_nothing(bench: Bench) -> None:
     bench.front.inject("CreateVM_Task", fail_task(FULL))
     with pytest.raises(ExhaustedError, match=f"creating the VM web-{spec.id[:12]}: NoDiskSpace: LocalDS_0 is full"):
         await bench.driver.create(spec, b"first")
-    assert not bench.traces(spec.id)
+    await bench.leaves_nothing_of(spec.id)
     assert await bench.driver.list() == []
     await bench.driver.create(spec, b"first")
 
@@ -160,7 +160,7 @@ async def test_creation_that_failed_after_its_work_leaves_nothing(bench: Bench) 
     bench.front.inject("CreateVM_Task", fail_task_after(vmodl.fault.SystemError(msg="lost the host", reason="")))
     with pytest.raises(DriverError, match="lost the host"):
         await bench.driver.create(spec, b"first")
-    assert not bench.traces(spec.id)
+    await bench.leaves_nothing_of(spec.id)
 
 
 async def test_failed_removal_is_said_and_can_be_repeated(bench: Bench) -> None:
@@ -170,7 +170,7 @@ async def test_failed_removal_is_said_and_can_be_repeated(bench: Bench) -> None:
         await bench.driver.destroy(machine)
     assert await bench.driver.list() == [machine]
     await bench.driver.destroy(machine)
-    assert not bench.traces(machine.id)
+    await bench.leaves_nothing_of(machine.id)
 
 
 async def test_missing_privilege_is_named(bench: Bench) -> None:
@@ -178,7 +178,7 @@ async def test_missing_privilege_is_named(bench: Bench) -> None:
     bench.front.denied.add("VirtualMachine.Inventory.Create")
     with pytest.raises(DriverError, match=r"lacks the privilege VirtualMachine\.Inventory\.Create"):
         await bench.driver.create(spec, b"first")
-    assert not bench.traces(spec.id)
+    await bench.leaves_nothing_of(spec.id)
 
 
 async def test_vcenter_that_stays_away_is_said(bench: Bench) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
 import json
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -103,6 +105,13 @@ class Bench:
     def machines(self) -> list[str]:
         """The names of all VMs, past the front."""
         return self.plain.machines()
+
+    async def leaves_nothing_of(self, machine_id: str, after: str = "") -> None:
+        """Waits, since the simulator deletes a VM's files by a task that Destroy_Task does not wait for."""
+        deadline = time.monotonic() + 20
+        while found := self.traces(machine_id):
+            assert time.monotonic() < deadline, (after, found)
+            await asyncio.sleep(0.01)
 
     def traces(self, machine_id: str) -> list[str]:
         """What there is of a container: VMs, files on the datastore, files of the port layer."""
