@@ -56,7 +56,7 @@ async def create(request: Request, backend: Backend) -> Response:
     if body.entrypoint == [] and not body.cmd:
         await _take_image_command(body, backend)
     spec, warnings = container_spec(body)
-    spec.owner = request.caller
+    spec.owner = request.caller()
     # One id for this request: if the answer is lost between us and the port layer, nothing is made twice.
     wanted = pb.CreateContainerRequest(request_id=uuid.uuid4().hex, name=request.query.get("name"), spec=spec)
     try:

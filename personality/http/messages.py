@@ -117,8 +117,9 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     # As the client asked for, or the newest when it named none.
     api_version: tuple[int, int] = (1, 50)
-    # Who asks: the name in the client's certificate, or the user at the other end of a Unix socket; "" if unknown.
-    caller: str = ""
+    # Says who asks: the name in the client's certificate, or the user at the other end of a Unix socket; "" if unknown.
+    # To be called by those who want to know: it may have to look users up.
+    caller: Callable[[], str] = str
     # What the route's pattern caught.
     params: dict[str, str] = field(default_factory=dict)
     body: AsyncIterator[bytes] = field(default_factory=_no_body)

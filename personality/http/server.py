@@ -12,7 +12,7 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
 from urllib.parse import unquote
 
@@ -145,7 +145,7 @@ class Server:
         )
         return await exchange.next_cycle() and not self._closing
 
-    async def _answer(self, head: h11.Request, body: AsyncIterator[bytes], caller: str) -> Response:
+    async def _answer(self, head: h11.Request, body: AsyncIterator[bytes], caller: Callable[[], str]) -> Response:
         """The endpoint's answer, or the error's."""
         try:
             request = _request(head, body, caller)
@@ -223,7 +223,7 @@ class Server:
         return headers
 
 
-def _request(head: h11.Request, body: AsyncIterator[bytes], caller: str) -> Request:
+def _request(head: h11.Request, body: AsyncIterator[bytes], caller: Callable[[], str]) -> Request:
     """Raises DockerError 400 for a path, query or version that cannot be served."""
     try:
         target = _ABSOLUTE.sub("", head.target.decode("ascii"))

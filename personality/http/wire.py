@@ -155,7 +155,6 @@ class Wire(asyncio.Protocol):
 
     # What the server and endpoints call.
 
-    @property
     def caller(self) -> str:
         """Who is at the other end: the name in the certificate, or the user of the process; "" if unknown."""
         if self._tls is not None:

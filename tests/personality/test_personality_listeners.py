@@ -34,7 +34,7 @@ async def hello(request: Request, backend: Backend) -> Response:
 
 
 async def whoami(request: Request, backend: Backend) -> Response:
-    return Reply(body={"caller": request.caller})
+    return Reply(body={"caller": request.caller()})
 
 
 async def raw(request: Request, backend: Backend) -> Response:

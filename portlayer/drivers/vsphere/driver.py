@@ -393,7 +393,7 @@ class VsphereDriver:
             return
         await machine.remove()
         self._forget(machine_id)
-        await asyncio.to_thread(shutil.rmtree, machine.directory, ignore_errors=True)
+        await _removed(machine.directory)
 
     def _add(self, machine: VsphereMachine) -> None:
         self._machines[machine.id] = machine
