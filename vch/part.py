@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
@@ -15,13 +14,9 @@ from vch.passwords import environment, filled_pipe, password_arguments
 
 _READY = b"ready\n"
 _GRACE_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _end_with_parent() -> None:
-    """Between fork and exec: the kernel ends this child when the supervisor is killed, so none is left behind."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+# The kernel ends the child when the supervisor is killed, so none is left behind. Python code between fork and exec
+# (preexec_fn) could do that as well, but is not safe next to other threads, and gRPC has some.
+_END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 class Part:
@@ -106,6 +101,7 @@ class Part:
     async def _spawn(self, ready_fd: int) -> asyncio.subprocess.Process:
         with filled_pipe(self._password) as password_fds:
             return await asyncio.create_subprocess_exec(
+                *_END_WITH_PARENT,
                 *self._command,
                 "--ready-fd",
                 str(ready_fd),
@@ -114,7 +110,6 @@ class Part:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(ready_fd, *password_fds),
-                preexec_fn=_end_with_parent,
                 start_new_session=True,
                 umask=0o077,
                 cwd="/",
