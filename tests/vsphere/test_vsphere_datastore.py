@@ -337,6 +337,21 @@ async def test_what_others_left_long_ago_goes(open_datastore: Open, root: Path) 
         new.rmdir()
 
 
+async def test_what_cannot_be_removed_does_not_keep_a_port_layer_from_coming_up(
+    open_datastore: Open, root: Path, front: Front
+) -> None:
+    async with open_datastore():
+        old = root / "incoming" / "0123-old"
+        old.mkdir()
+        os.utime(old, (1, 1))
+    locked = front.inject("DeleteDatastoreFile_Task", fail_task(vim.fault.FileLocked()))
+    async with open_datastore():
+        assert locked.hits == 1
+        assert left(root) == [old]
+    async with open_datastore():
+        assert not left(root)
+
+
 async def test_half_a_disk_can_be_removed(datastore: VsphereDatastore, root: Path, source: Path) -> None:
     await datastore.put_image_disk("one", source)
     (root / "images" / "one-flat.vmdk").unlink()

@@ -95,7 +95,10 @@ class Arrivals:
             stale = entry.modified is not None and now - entry.modified > _STALE
             if stale or entry.name.startswith(f"{self._owner}-"):
                 _log.info("removing %s/%s, left half-made", self._incoming, entry.name)
-                await self._disks.remove_directory(f"{self._incoming}/{entry.name}")
+                try:
+                    await self._disks.remove_directory(f"{self._incoming}/{entry.name}")
+                except PortLayerError as error:  # in use, or locked by a host that died: no reason not to come up
+                    _log.warning("%s/%s stays until the next start: %s", self._incoming, entry.name, error)
 
 
 def owner_of(work_dir: Path) -> str:
