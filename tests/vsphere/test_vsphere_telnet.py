@@ -148,7 +148,6 @@ def vmware(body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (b"GET / HTTP/1.1\r\n", "no ESXi host"),
         (b"\xff\xfc\xe8", "does not speak"),
         (b"\xff\xfb\xe8" + b"\xff\xf0", "means nothing"),
         (b"\xff\xfb\xe8" + b"\xff\x10", "means nothing"),
@@ -170,15 +169,34 @@ def vmware(body: bytes) -> bytes:
 )
 def test_what_breaks_the_protocol_is_told(data: bytes, complaint: str) -> None:
     with pytest.raises(RemoteProtocolError, match=complaint):
-        Conversation(Role.PROXY).receive_data(data)
+        list(Conversation(Role.PROXY).receive_data(data))
 
 
 def test_an_endless_subnegotiation_is_not_kept() -> None:
     proxy = Conversation(Role.PROXY)
-    proxy.receive_data(b"\xff\xfb\xe8\xff\xfa\xe8")
+    list(proxy.receive_data(b"\xff\xfb\xe8\xff\xfa\xe8"))
     with pytest.raises(RemoteProtocolError, match="without end"):
         for _ in range(5000):
-            proxy.receive_data(b"xx")
+            list(proxy.receive_data(b"xx"))
+
+
+def test_serial_bytes_may_come_before_anything_is_agreed_on() -> None:
+    proxy = Conversation(Role.PROXY)
+    heard = list(proxy.receive_data(b"BIOS\xff\xff\xff\xfb\xe8 up" + vmware(bytes([Code.KNOWN_SUBOPTIONS_1, 70]))))
+    assert heard == [Data(b"BIOS\xff"), Agreed(), Data(b" up"), Message(Code.KNOWN_SUBOPTIONS_1, b"F")]
+
+
+def test_what_is_answered_at_once_allows_what_came_with_it(line: Line) -> None:
+    proxy = line.ends[Role.PROXY]
+    begin = Message(Code.VMOTION_BEGIN, b"s")
+    together = [begin, begin, Message(Code.VMOTION_ABORT), begin, Message(Code.VMOTION_ABORT)]
+    heard = []
+    for event in proxy.receive_data(b"".join(vmware(message.encode()) for message in together)):
+        heard.append(event)
+        if event == begin:
+            proxy.send(Message(Code.VMOTION_GOAHEAD, b"s+secret"))
+    assert heard == together
+    assert proxy.migrating is Migrating.SETTLED
 
 
 def test_unknown_messages_and_options_are_declined(line: Line) -> None:

@@ -1,5 +1,10 @@
 """One TCP connection from an ESXi host: who it speaks for, and then its bytes and its vMotion messages to the port.
 
+A VM runs on while its host dials, so serial bytes may come before anything is agreed on: of firmware that prints, of an
+agent that talks when its line is connected again. They are nobody's yet, and dropped. What is kept of strangers is
+memory that anyone can take, and whoever reads the port begins a session of its own, for which nothing said before
+counts (tether/wire/link.py finds its next frame in the middle of anything).
+
 Nothing a host sends can hurt more than its own connection: what breaks the protocol ends it, with a line in the log.
 """
 
@@ -22,6 +27,9 @@ from portlayer.drivers.vsphere.serial.telnet import Data, RemoteProtocolError
 _KNOWN: Final = bytes(sorted(Code))
 # A host that vanished without a word: found out after some two minutes of silence.
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+
+# Serial bytes of one that has not said for whom it speaks. More than a VM says while its host introduces itself.
+_MAX_UNCLAIMED: Final = 1 << 20
 
 # A host that was refused has so long, in seconds, to take note before it is cut off.
 _LINGER_S: Final = 5.0
@@ -57,6 +65,7 @@ class HostConnection(asyncio.Protocol):
         self._vc_uuid: str | None = None
         self._expects_uuid = False
         self._uri: str | None = None
+        self._unclaimed = 0
         self._patience = asyncio.get_running_loop().call_later(identify_s, self._run_out)
 
     def __str__(self) -> str:
@@ -77,6 +86,8 @@ class HostConnection(asyncio.Protocol):
         try:
             for event in self._conversation.receive_data(data):
                 self._handle(event)
+                if self._transport is None or self._transport.is_closing():
+                    return
         except RemoteProtocolError as error:
             _log.warning("%s broke the serial concentrator's protocol: %s", self, error)
             self.close()
@@ -160,9 +171,12 @@ class HostConnection(asyncio.Protocol):
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Data):
-            # Before a VM is known there is nobody to give it to; the link layer above does without.
             if self._port is not None:
                 self._port.receive(self, event.data)
+            else:
+                self._unclaimed += len(event.data)
+                if self._unclaimed > _MAX_UNCLAIMED:
+                    raise RemoteProtocolError(f"more than {_MAX_UNCLAIMED} bytes of nobody's serial port")
         elif isinstance(event, Message):
             self._handlers().get(event.code, self._ignore)(event)
         else:

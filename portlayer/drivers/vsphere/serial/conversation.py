@@ -21,6 +21,7 @@ and by that of the destination:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -139,30 +140,30 @@ class Conversation:
 
     # --- receiving
 
-    def receive_data(self, data: bytes) -> list[Event]:
-        """Takes what arrived. Raises RemoteProtocolError; what came with the violation is not told."""
-        events: list[Event] = []
+    def receive_data(self, data: bytes) -> Iterator[Event]:
+        """Takes what arrived, as the caller goes on. Raises RemoteProtocolError.
+
+        One by one: what came together may make sense only when the first of it is answered before the next is taken,
+        as with a BEGIN that an ABORT or another BEGIN has caught up with.
+        """
         for event in self._telnet.receive_data(data):
             if isinstance(event, Subnegotiation):
-                self._receive_subnegotiation(event, events)
+                yield from self._receive_subnegotiation(event)
             elif isinstance(event, Negotiated):
-                self._receive_negotiated(event, events)
-            elif self.is_agreed:
-                events.append(event)
+                yield from self._receive_negotiated(event)
             else:
-                raise RemoteProtocolError("bytes before VMware's extension is agreed on: that is no ESXi host")
-        return events
+                yield event
 
-    def _receive_negotiated(self, event: Negotiated, events: list[Event]) -> None:
+    def _receive_negotiated(self, event: Negotiated) -> Iterator[Event]:
         if event.option != Option.VMWARE:
             # Whether bytes pass unharmed shows in the link layer's checks; a refused BINARY is not worth a dead VM.
             return
         if not event.enabled:
             raise RemoteProtocolError("the peer does not speak VMware's extension")
         self.is_agreed = True
-        events.append(Agreed())
+        yield Agreed()
 
-    def _receive_subnegotiation(self, event: Subnegotiation, events: list[Event]) -> None:
+    def _receive_subnegotiation(self, event: Subnegotiation) -> Iterator[Event]:
         if event.option != Option.VMWARE or not self.is_agreed:
             raise RemoteProtocolError(f"a sub-negotiation of option {event.option}, which is not agreed on")
         self._messages += 1
@@ -176,7 +177,7 @@ class Conversation:
             raise RemoteProtocolError(fault)
         if message.code in (Code.KNOWN_SUBOPTIONS_1, Code.KNOWN_SUBOPTIONS_2):
             self.peer_knows = frozenset(message.body)
-        events.append(message)
+        yield message
 
     def _deny(self, code: int) -> None:
         unknown = Code.UNKNOWN_SUBOPTION_RCVD_1 if self.role is Role.VM else Code.UNKNOWN_SUBOPTION_RCVD_2
