@@ -10,6 +10,10 @@ go. Settled, they are the same. A vMotion parts them:
                             then come the destination's. Nothing overtakes, nothing is said twice.
     source says ABORT       outbound is the source again; the destination is sent away
 
+BEGIN is the last thing that a VM's host says before it stops the VM. When GOAHEAD comes too late for it, the VM goes on
+and nobody says ABORT (VMware, "vMotion sequence diagram" in github.com/vmware/vspc): what the source says after BEGIN
+shows it, unless a destination comes within `drain_s` and these were bytes on their way.
+
 Failures on the way. The source ends before any PEER: the destination may still come, until `vmotion_s` is over. It ends
 after the PEER: the destination is heard from then on, and spoken to once it says COMPLETE. The destination ends before
 COMPLETE: the source goes on, another destination may come with the same cookie. Nobody comes within `vmotion_s`: the
@@ -179,6 +183,8 @@ class Port:
         """Serial bytes from one of the VM's connections."""
         if connection is self._inbound:
             self._source_spoke = True
+            if self._outbound is None and self._peer is None:
+                self._await_destination(self._drain_s)
             if self._user is not None:
                 self._user.feed(data)
         elif connection is self._peer or connection is self._outbound:
@@ -223,6 +229,8 @@ class Port:
             self._inbound = self._outbound = None
             if self._peer is not None:
                 self._hear(self._peer)
+            elif self._deadline is not None:
+                self._await_destination(self._vmotion_s, anew=True)
         if self._inbound is None and (was_peer or self._cookie is None or self._overdue):
             self._disconnect()
 
@@ -249,7 +257,7 @@ class Port:
         _log.info("VM %s begins a vMotion", self.vc_uuid)
         self._outbound = None
         self._cookie = self._migrations.begin(sequence, self)
-        self._deadline = asyncio.get_running_loop().call_later(self._vmotion_s, self._be_overdue)
+        self._await_destination(self._vmotion_s, anew=True)
         connection.send_go_ahead(self._cookie)
         self._refresh()
 
@@ -262,6 +270,10 @@ class Port:
         if former is not None:
             # The same host, trying again: only it was told the cookie.
             self._forget(former)
+        # It has not taken too long after all: bytes for the source would be lost.
+        self._outbound = None
+        self._overdue = False
+        self._await_destination(self._vmotion_s, anew=True)
         connection.send_peer_ok(self._cookie)
         if self._inbound is None:
             self._hear(connection)
@@ -308,10 +320,19 @@ class Port:
         connection.held.clear()
         connection.close()
 
+    def _await_destination(self, seconds: float, *, anew: bool = False) -> None:
+        """Gives the vMotion so long from now; unless `anew`, no longer than it had."""
+        loop = asyncio.get_running_loop()
+        if self._deadline is not None:
+            if not anew and self._deadline.when() <= loop.time() + seconds:
+                return
+            self._deadline.cancel()
+        self._deadline = loop.call_later(seconds, self._be_overdue)
+
     def _be_overdue(self) -> None:
         self._deadline = None
         self._overdue = True
-        _log.warning("a vMotion of VM %s has been under way for %g s", self.vc_uuid, self._vmotion_s)
+        _log.warning("a vMotion of VM %s does not come to an end: it is taken to stay where it was", self.vc_uuid)
         if self._inbound is not None:
             self._speak_to(self._inbound)
         elif self._candidates:
