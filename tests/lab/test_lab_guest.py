@@ -26,6 +26,7 @@ LINES = 20000
 async def concentrator() -> AsyncIterator[Concentrator]:
     concentrator = Concentrator("127.0.0.1", 0)
     await concentrator.open()
+    concentrator.serve()
     yield concentrator
     await concentrator.close()
 

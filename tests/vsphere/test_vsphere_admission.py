@@ -170,6 +170,42 @@ async def test_when_descriptors_run_out_who_is_not_known_gives_way(
         await host.close()
 
 
+async def test_what_a_vm_says_while_its_host_dials_is_dropped(concentrator: Concentrator) -> None:
+    host = host_of(concentrator)
+    connecting = asyncio.create_task(concentrator.connect(VM))
+    await asyncio.sleep(0)
+    host.conversation._telnet._output.insert(0, b"BIOS \xff\xff")  # before all else
+    await host.dial()
+    host.write(b"boot loader")
+    host.send(do_proxy("C", f"vch://{TOKEN}"))
+    await exchange(await connecting, host)
+    await host.close()
+
+
+async def test_who_says_much_and_not_for_whom_is_cut_off(concentrator: Concentrator) -> None:
+    host = host_of(concentrator)
+    await host.dial()
+    host.write(bytes((1 << 20) + 1))
+    assert await host.read() == b""
+    await host.close()
+
+
+async def test_hosts_that_dial_before_all_vms_are_admitted_wait() -> None:
+    concentrator = Concentrator("127.0.0.1", 0)
+    await concentrator.open()
+    async with asyncio.timeout(60):
+        host = host_of(concentrator)
+        opening = asyncio.create_task(host.open())
+        while host._writer is None:
+            await asyncio.sleep(0.01)
+        concentrator.admit(VM, TOKEN)
+        concentrator.serve()
+        await opening
+        await exchange(await concentrator.connect(VM), host)
+        await host.close()
+        await concentrator.close()
+
+
 @pytest.mark.parametrize(
     "attack",
     [

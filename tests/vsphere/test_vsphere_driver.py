@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from pyVmomi import vim
+from vsphere_esxi_port import EsxiPort
 from vsphere_front import Forward, Front
 from vsphere_plain import extra, outcome
 from vsphere_sessions import denied
@@ -83,6 +84,30 @@ async def test_an_account_that_may_not_mark_vms_makes_them_unmarked(
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")
         assert site.vm(f"web-{machine.id[:12]}").config.managedBy is None
+
+
+async def test_hosts_that_dial_while_a_port_layer_comes_up_are_not_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"")
+        vm = site.vm(f"web-{machine.id[:12]}")
+        token, uuid = extra(vm)[extra_config.TOKEN], str(vm.config.instanceUuid)
+    host = EsxiPort("127.0.0.1", site.serial_port, f"vch://{token}", uuid, "web")
+    dialling: list[asyncio.Task[None]] = []
+    load = driver_module.VsphereDriver._load
+
+    async def dialled_before(driver: driver_module.VsphereDriver) -> None:
+        dialling.append(asyncio.create_task(host.open()))
+        while host._writer is None:
+            await asyncio.sleep(0.01)
+        await load(driver)
+
+    monkeypatch.setattr(driver_module.VsphereDriver, "_load", dialled_before)
+    async with asyncio.timeout(60), site.driver() as driver:
+        await dialling[0]
+        assert driver.lines.is_connected(uuid)
+        await host.close()
 
 
 async def test_a_new_port_layer_finds_everything(site: Site) -> None:

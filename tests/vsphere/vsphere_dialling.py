@@ -27,6 +27,7 @@ async def running(**options: object) -> AsyncIterator[Concentrator]:
     concentrator = Concentrator("127.0.0.1", 0, **options)  # type: ignore[arg-type]
     await concentrator.open()
     concentrator.admit(VM, TOKEN)
+    concentrator.serve()
     try:
         yield concentrator
     finally:

@@ -60,6 +60,7 @@ async def opened(
         )
         await driver.open()
         stack.push_async_callback(driver.close)
+        lines.serve()  # not before the driver knows whose VMs may dial
         yield driver, datastore
 
 

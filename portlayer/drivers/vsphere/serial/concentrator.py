@@ -2,11 +2,13 @@
 
     concentrator = Concentrator("10.0.0.5", 2377, tls=context)
     await concentrator.open()
+    concentrator.serve()
     concentrator.admit(vc_uuid, token)          # the VM's port: serviceURI vch://TOKEN, proxyURI concentrator.uri
     reader, writer = await concentrator.connect(vc_uuid)
 
 It keeps no state that must survive: after a restart the driver admits again what its inventory has, and the hosts dial
-again (they keep trying, with the address in the VM's configuration, which therefore has to stay the same).
+again (they keep trying, with the address in the VM's configuration, which therefore has to stay the same). They are
+sooner than the driver, and one that is refused may not come back: hence `serve` is for when all VMs are admitted.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Concentrator:
     `host` and `port` (0: any) are where it listens, `advertise` the name or address that hosts reach it by, needed when
     `host` is a wildcard. `identify_s`: how long a connection may take to say whom it speaks for; at most
     `max_unidentified` may be about it at once, the oldest has to go. `vmotion_s`: how long a user's bytes are held back
-    for a vMotion's destination. `drain_s`: how long after a vMotion its source may stay silent without hanging up.
+    for a vMotion's destination; the VM stands still meanwhile, and vSphere gives that 100 s. `drain_s`: how long the
+    last bytes of a vMotion's source may be on their way.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Concentrator:
         advertise: str | None = None,
         identify_s: float = 30.0,
         max_unidentified: int = 1024,
-        vmotion_s: float = 600.0,
+        vmotion_s: float = 120.0,
         drain_s: float = 2.0,
     ) -> None:
         if advertise is None and _is_wildcard(host):
@@ -64,7 +67,7 @@ class Concentrator:
     # --- life
 
     async def open(self) -> None:
-        """Begins to listen. Raises DriverError when it cannot."""
+        """Begins to listen; who dials waits until `serve`. Raises DriverError when it cannot."""
         loop = asyncio.get_running_loop()
         try:
             addresses = await loop.getaddrinfo(self._host or None, self._wanted_port, type=socket.SOCK_STREAM)
@@ -75,6 +78,11 @@ class Concentrator:
                 f"the serial concentrator cannot listen on {self._host}:{self._wanted_port}: {error.strerror or error}"
             ) from error
         self._listener.setblocking(False)
+
+    def serve(self) -> None:
+        """Begins to take connections in, those that wait already first."""
+        if self._listener is None:
+            raise DriverError("the serial concentrator is not open")
         self._accepting = asyncio.create_task(self._entrance.serve(self._listener), name="serial concentrator")
 
     async def close(self) -> None:
