@@ -79,7 +79,9 @@ class AptSource:
 
     def resolve(self, names: Sequence[str]) -> list[ResolvedPackage]:
         with tempfile.TemporaryDirectory() as empty:  # apt does not name what lies in the working directory
-            text = _run("apt-get", "download", "--print-uris", *names, cwd=Path(empty))
+            # Of several digests apt names the longest, which is another one in Ubuntu's lists than in Debian's.
+            sha256 = ("-o", "Acquire::ForceHash=SHA256")
+            text = _run("apt-get", *sha256, "download", "--print-uris", *names, cwd=Path(empty))
         found = []
         for file, digest in re.findall(r"^'\S+' (\S+) \d+ SHA256:([0-9a-f]{64})$", text, re.MULTILINE):
             name, version, _ = unquote(file).split("_")
