@@ -55,6 +55,7 @@ def package(
     requires: Sequence[str] = (),
     arch: str = "x86_64",
     script: str = "",
+    epoch: str = "",
 ) -> Path:
     """An unsigned package of all that is below `root`, which is gone afterwards. `script` is run on installation."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,6 +65,7 @@ def package(
             + "Summary: of a test\nLicense: none\nAutoReqProv: no\n"
             + "".join(f"Requires: {requirement}\n" for requirement in requires)
             + ("BuildArch: noarch\n" if arch == "noarch" else "")
+            + (f"Epoch: {epoch}\n" if epoch else "")
             + f"%description\nof a test\n%post\n{script or 'true'}\n%files\n/*\n"
         )
         macros = {
