@@ -34,7 +34,7 @@ import source_options
 import tree
 from errors import BuildError
 from kernel import Kernel
-from sources import PackageSource, ResolvedPackage
+from sources import SCRATCH, PackageSource, ResolvedPackage
 
 _HERE = Path(__file__).resolve().parent
 _REPOSITORY = _HERE.parent
@@ -53,10 +53,15 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING if options.quiet else logging.INFO, format="%(name)s: %(message)s")
     cache = options.cache or options.output.resolve().parent / "photon-image-cache"
     try:
-        with _locked(cache), source_options.source_of(options, _DECLARED, cache) as source:
+        with locked(cache), source_options.source_of(options, _DECLARED, cache) as source:
             build(options.output, source, cache, options.source, options.kernel)
     except BuildError as error:
         _log.error("%s", error)
+        return 1
+    except OSError as error:
+        places = f"{options.output} (--output), {cache} (--cache), {os.environ.get('TMPDIR', '/tmp')} (TMPDIR)"
+        hint = f"there must be room, and leave to write, in {places}"
+        _log.error("%s", BuildError(f"the image is not built: {error}", hint=hint))
         return 1
     return 0
 
@@ -80,31 +85,36 @@ def build(output: Path, source: PackageSource, cache: Path, distribution: str = 
     if _is_current(output, digest):
         _log.info("%s is up to date", output)
         return
-    root = _unpacked(source, resolved, cache / "roots" / distribution)
-    linux = Kernel(root)
-    initramfs = io.BytesIO()
-    cpio.write(initramfs, tree.build(root, inputs, linux))
-    manifest = {
-        "inputs": digest,
-        "source": distribution,
-        "kernel_version": linux.version,
-        "platforms": [platform.name for platform in tree.platforms(linux, declared)],
-        "python": python,
-        "packages": [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in resolved],
-        "wheels": wheel_versions,
-    }
-    image = {"vmlinuz": linux.image.read_bytes(), "initramfs": initramfs.getvalue()}
+    # Unpacked for this one build, so that no file gets in which was not checked just now.
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=cache) as scratch:
+        root = Path(scratch, "root")
+        source.unpack(resolved, root)
+        linux = Kernel(root)
+        initramfs = io.BytesIO()
+        cpio.write(initramfs, tree.build(root, inputs, linux))
+        manifest = {
+            "inputs": digest,
+            "source": distribution,
+            "kernel_version": linux.version,
+            "platforms": [platform.name for platform in tree.platforms(linux, declared)],
+            "python": python,
+            "packages": [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in resolved],
+            "wheels": wheel_versions,
+        }
+        image = {"vmlinuz": linux.image.read_bytes(), "initramfs": initramfs.getvalue()}
     image["guest.iso"] = iso.make(image["vmlinuz"], image["initramfs"], boot)
     _write(output, image, manifest)
     _log.info("%s: kernel %s, initramfs %.1f MB", output, linux.version, len(image["initramfs"]) / 1e6)
 
 
 @contextlib.contextmanager
-def _locked(cache: Path) -> Iterator[None]:
-    """One build at a time with the same cache; others wait."""
+def locked(cache: Path) -> Iterator[None]:
+    """One build at a time with the same cache; others wait. What builds left there that were killed is removed."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in (*cache.glob(f"{SCRATCH}*"), *cache.glob(f"*/{SCRATCH}*")):
+            shutil.rmtree(left, ignore_errors=True)
         yield
 
 
@@ -135,34 +145,27 @@ def _is_current(output: Path, digest: str) -> bool:
     return bool(manifest.get("inputs") == digest and manifest.get("sizes") == sizes)
 
 
-def _unpacked(source: PackageSource, resolved: list[ResolvedPackage], roots: Path) -> Path:
-    """The packages' files, unpacked once for each set of packages; older sets below `roots` are removed."""
-    key = hashlib.sha256("".join(package.sha256 for package in resolved).encode()).hexdigest()[:16]
-    root = roots / key
-    if root.is_dir():
-        return root
-    shutil.rmtree(roots, ignore_errors=True)
-    roots.mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
-        unpacked = Path(scratch) / "root"
-        source.unpack(resolved, unpacked)
-        unpacked.rename(root)
-    return root
-
-
 def _write(output: Path, image: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """The manifest goes last: an image is complete when its manifest says so."""
+    """Replaces the image in `output`. What fails before, for want of room as a rule, leaves the former one whole.
+
+    The manifest is the first to go and the last to come: who is killed in between leaves no image, never two halves.
+    """
     digest = hashlib.sha256()
     for name in ("vmlinuz", "initramfs"):  # what boots, in whatever way
         _feed(digest, name, image[name])
     manifest["digest"] = f"sha256:{digest.hexdigest()}"
     manifest["iso"] = {"file": "guest.iso", "sha256": hashlib.sha256(image["guest.iso"]).hexdigest()}
     manifest["sizes"] = {name: len(image[name]) for name in _FILES}
+    files = image | {"manifest.json": (json.dumps(manifest, indent=2) + "\n").encode()}
     output.mkdir(parents=True, exist_ok=True)
-    for name, data in (image | {"manifest.json": (json.dumps(manifest, indent=2) + "\n").encode()}).items():
-        temporary = output / f".{name}.new"
-        temporary.write_bytes(data)
-        os.replace(temporary, output / name)
+    for left in output.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=output) as scratch:
+        for name, data in files.items():
+            Path(scratch, name).write_bytes(data)
+        (output / "manifest.json").unlink(missing_ok=True)
+        for name in files:
+            os.replace(Path(scratch, name), output / name)
 
 
 if __name__ == "__main__":

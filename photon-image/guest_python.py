@@ -52,7 +52,8 @@ class GuestPython:
 
     def check_imports(self, packages: str, entries: Mapping[str, Entry], modules: Sequence[str]) -> None:
         """Raises BuildError unless the modules can be imported from what the image holds, and nothing else."""
-        with tempfile.TemporaryDirectory() as scratch:
+        # Beside the interpreter: where temporary files go, nothing may be executable.
+        with tempfile.TemporaryDirectory(dir=self._root.parent) as scratch:
             root = Path(scratch)
             for path, entry in entries.items():
                 if path.startswith(("usr/", "lib")) and not path.startswith("lib/modules/"):

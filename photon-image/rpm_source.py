@@ -23,7 +23,7 @@ from typing import Any
 import rpm_files
 import rpm_lock
 from errors import BuildError
-from sources import ResolvedPackage
+from sources import SCRATCH, ResolvedPackage
 
 _SYSTEM_PYTHON = "/usr/bin/python3"  # has dnf's library, which the environment of this program has not
 _QUERY = Path(__file__).resolve().parent / "dnf_query.py"
@@ -47,7 +47,7 @@ class Access:
 def opened(access: Access, cache: Path) -> Iterator[RpmRepository]:
     """The repositories as one, seen as they are at the first request. Downloads are kept in `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="metadata-", dir=cache) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=cache) as scratch:
         yield RpmRepository(access, cache, Path(scratch))
 
 

@@ -20,6 +20,8 @@ from urllib.parse import unquote
 
 from errors import BuildError
 
+SCRATCH = "scratch-"  # begins the names of temporary directories: those of builds that were killed are removed by them
+
 
 @dataclass(frozen=True, order=True)
 class ResolvedPackage:
@@ -99,7 +101,7 @@ class AptSource:
     def _download(self, packages: Sequence[ResolvedPackage]) -> None:
         if not packages:
             return
-        with tempfile.TemporaryDirectory(dir=self._cache) as scratch:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=self._cache) as scratch:
             _run("apt-get", "download", "--quiet", *[f"{p.name}={p.version}" for p in packages], cwd=Path(scratch))
             for file in Path(scratch).iterdir():
                 shutil.move(file, self._cache / file.name)
@@ -120,8 +122,6 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     except FileNotFoundError as error:
         raise BuildError(f"{command[0]} is missing", hint="the image is built on Debian or Ubuntu") from error
     if result.returncode != 0:
-        raise BuildError(
-            f"{' '.join(command)} failed: {result.stderr.strip()}",
-            hint="if apt's lists are old or empty, run: sudo apt-get update",
-        )
+        hint = "if apt's lists are old or empty, run: sudo apt-get update" if command[0].startswith("apt") else ""
+        raise BuildError(f"{' '.join(command)} failed: {result.stderr.strip()}", hint=hint)
     return result.stdout

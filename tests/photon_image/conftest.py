@@ -26,7 +26,8 @@ def guest_image() -> Path:
     import build
 
     cache = GUEST_IMAGE.parent / "photon-image-cache"
-    build.build(GUEST_IMAGE, AptSource(cache / "packages"), cache)
+    with build.locked(cache):
+        build.build(GUEST_IMAGE, AptSource(cache / "packages"), cache)
     return GUEST_IMAGE
 
 

@@ -23,7 +23,8 @@ MAXIMUM_BYTES = 30_000_000
 
 
 def make(output: Path) -> dict[str, object]:
-    build.build(output, AptSource(CACHE / "packages"), CACHE)
+    with build.locked(CACHE):
+        build.build(output, AptSource(CACHE / "packages"), CACHE)
     manifest: dict[str, object] = json.loads((output / "manifest.json").read_text())
     return manifest
 

@@ -15,6 +15,7 @@ import tree
 from backports import zstd
 from declaration import Declaration, Package, Platform, read
 from errors import BuildError
+from guest_python import GuestPython
 from kernel import Kernel
 from sources import ResolvedPackage
 
@@ -134,6 +135,14 @@ def test_a_kernel_with_its_drivers_built_in(tmp_path: Path) -> None:
     assert entries["etc/modules.load.vmware"].data == b""
     lines = entries["etc/modules.load"].data.decode().splitlines()
     assert lines == [f"6.1/kernel/{name}.ko" for name in ("squashfs", "overlay", "ipv6", "af_packet")]
+
+
+def test_libraries_are_tried_where_they_may_be_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the interpreter: a directory for temporary files often is mounted noexec."""
+    used: list[str] = []
+    monkeypatch.setattr(GuestPython, "_run", lambda self, root, doing, program, *arguments: used.extend(arguments))
+    GuestPython(tmp_path / "root", "3.11").check_imports("usr/lib", {}, [])
+    assert [Path(path).parents[2] for path in used] == [tmp_path]
 
 
 class FakeSource:

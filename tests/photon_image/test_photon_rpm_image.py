@@ -47,7 +47,8 @@ def photon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Photon]:
     directory = tmp_path_factory.mktemp("photon")
     (directory / "repository").mkdir()
     with rpm_repository.signer() as vendor:
-        photon_packages.make(directory / "repository", vendor, AptSource(CACHE / "packages"))
+        with build.locked(CACHE):
+            photon_packages.make(directory / "repository", vendor, AptSource(CACHE / "packages"))
         yield Photon(directory, vendor.key)
 
 
@@ -107,6 +108,12 @@ def test_the_lock_file_gives_the_same_bytes_without_a_repository(photon: Photon,
     again = photon.build("again", "--kernel", "linux-esx")
     for name in ("vmlinuz", "initramfs", "guest.iso", "manifest.json"):
         assert (again / name).read_bytes() == (esx_image / name).read_bytes()
+
+
+def test_the_cache_holds_nothing_but_packages(photon: Photon, esx_image: Path) -> None:
+    """Which are checked at each build: whoever else writes there gets nothing into an image."""
+    files = [path for path in (photon.directory / "cache").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files if path.name != "lock"} == {".rpm"}
 
 
 @pytest.mark.vm

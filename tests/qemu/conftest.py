@@ -34,7 +34,8 @@ def guest_image() -> Path:
     finally:
         sys.path.pop(0)
     cache = GUEST_IMAGE.parent / "photon-image-cache"
-    build.build(GUEST_IMAGE, AptSource(cache / "packages"), cache)
+    with build.locked(cache):
+        build.build(GUEST_IMAGE, AptSource(cache / "packages"), cache)
     return GUEST_IMAGE
 
 
