@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from portlayer import config
 from portlayer.errors import InvalidArgumentError, PortLayerError
 from portlayer.server import serve
 from portlayer.vsphere_options import settings_of, vsphere_options
+
+_MAX_DESCRIPTORS = 1 << 16
 
 
 class _Size(click.ParamType[int]):
@@ -100,10 +103,19 @@ def main(
         pool_memory_bytes=pool_memory,
         vsphere=on_vsphere,
     )
+    raise_descriptor_limit()
     try:
         uvloop.run(_run(settings, ready_fd))
     except PortLayerError as error:
         raise click.ClickException(str(error)) from error
+
+
+def raise_descriptor_limit() -> None:
+    """Each VM takes some, and a thousand strangers may stand at the serial concentrator's door: 1024 are not enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _run(settings: config.Settings, ready_fd: int | None) -> None:
