@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
+import vsphere_vsan
 from vsphere_dialling import running
 from vsphere_front import Front
 from vsphere_plain import Plain, outcome
+from vsphere_sessions import through
 from vsphere_simulator import Simulator
 from vsphere_site import Site
+from vsphere_stores import Kind, Store
 from vsphere_strict import strict
 
 from portlayer.drivers.vsphere import cloning, session
+from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.serial import Concentrator
 
 
@@ -43,11 +48,36 @@ def _one_simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulat
 
 
 @pytest.fixture
-def simulator(_one_simulator: Simulator) -> Simulator:
+def plain_simulator(_one_simulator: Simulator) -> Simulator:
     """vcsim with whatever the tests before left in its inventory; started anew when it has crashed."""
     if not _one_simulator.running:
         _one_simulator.restart()
     return _one_simulator
+
+
+@pytest.fixture
+def simulator(plain_simulator: Simulator) -> Simulator:
+    """The one that a test's front stands before."""
+    return plain_simulator
+
+
+@pytest.fixture(scope="session")
+def _one_with_vsan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    simulator = Simulator(tmp_path_factory.mktemp("vcsim-vsan"), "-host", "3")
+    try:
+        vsphere_vsan.enable(simulator)
+        yield simulator
+    finally:
+        simulator.close()
+
+
+@pytest.fixture
+def vsan_simulator(_one_with_vsan: Simulator) -> Simulator:
+    """As `plain_simulator`, with a datastore of vSAN."""
+    if not _one_with_vsan.running:
+        _one_with_vsan.restart()
+        vsphere_vsan.enable(_one_with_vsan)
+    return _one_with_vsan
 
 
 @pytest.fixture
@@ -83,6 +113,30 @@ def site(front: Front, tmp_path: Path) -> Iterator[Site]:
         if folder:
             outcome(folder.Destroy_Task())
         shutil.rmtree(front.simulator.datastore_dir() / site.folder)
+
+
+@pytest.fixture
+async def store(kind: Kind, front: Front, tmp_path: Path) -> AsyncIterator[Store]:
+    """A datastore of the kind that the test, or its module, says by a fixture `kind`."""
+    async with through(front) as session:
+        store = Store(kind, front.simulator, session, tmp_path)
+        yield store
+        await store.close()
+
+
+@pytest.fixture
+async def datastore(store: Store) -> AsyncIterator[VsphereDatastore]:
+    async with store.opened() as datastore:
+        yield datastore
+        await store.check()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """2.5 MiB of a file system, so to speak."""
+    path = tmp_path / "source"
+    path.write_bytes(os.urandom(5 << 19))
+    return path
 
 
 @pytest.fixture

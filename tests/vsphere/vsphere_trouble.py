@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pyVmomi import vmodl
 from vsphere_front import Action, Forward, Front
@@ -58,6 +62,28 @@ def cut_after() -> Action:
     async def act(front: Front, call: Call, forward: Forward) -> Reply:
         await front.ended(await forward())
         raise CutError
+
+    return act
+
+
+def refuse_file(status: int, body: bytes) -> Action:
+    """The datastore takes all that is sent and then says this; nothing is written."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        await forward()
+        path = Path(unquote(urlsplit(call.target).path.removeprefix("/folder/")))
+        os.truncate(front.simulator.datastore_dir() / path, 0)
+        return Reply(status, body)
+
+    return act
+
+
+def rewritten(what: bytes, by: bytes) -> Action:
+    """The answer says something else: a regular expression, and what stands in its place."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        reply = await forward()
+        return Reply(reply.status, re.sub(what, by, reply.body), reply.headers)
 
     return act
 
