@@ -105,19 +105,6 @@ async def test_what_others_left_long_ago_goes(store: Store) -> None:
         new.rmdir()
 
 
-async def test_what_cannot_be_removed_does_not_keep_a_port_layer_from_coming_up(store: Store, front: Front) -> None:
-    async with store.opened():
-        old = store.root / "incoming" / "0123-old"
-        old.mkdir()
-        os.utime(old, (1, 1))
-    locked = front.inject("DeleteDatastoreFile_Task", fail_task(vim.fault.FileLocked()))
-    async with store.opened():
-        assert locked.hits == 1
-        assert store.left() == [old]
-    async with store.opened():
-        assert not store.left()
-
-
 async def test_half_a_disk_can_be_removed(datastore: VsphereDatastore, store: Store, source: Path) -> None:
     await datastore.put_image_disk("one", source)
     (store.root / "images" / "one-flat.vmdk").unlink()

@@ -193,6 +193,32 @@ async def test_nothing_is_left_of_a_failure(
         assert await datastore.has_image_disk("one")
 
 
+async def test_what_is_locked_goes_with_the_next_arrival(
+    datastore: VsphereDatastore, store: Store, source: Path, front: Front, tmp_path: Path
+) -> None:
+    """As when a host still holds a file open for somebody who has gone."""
+    (another := tmp_path / "another").write_bytes(b"another")
+    front.inject("DeleteDatastoreFile_Task", fail_task(vim.fault.FileLocked()))
+    await datastore.put_image_disk("one", source)
+    assert len(store.left()) == 1
+    await datastore.put_image_disk("two", another)
+    assert not store.left()
+
+
+async def test_what_is_locked_keeps_no_port_layer_from_starting(
+    store: Store, source: Path, front: Front, tmp_path: Path
+) -> None:
+    front.inject("DeleteDatastoreFile_Task", fail_task(vim.fault.FileLocked()), times=2)
+    async with store.opened() as datastore:
+        await datastore.put_image_disk("one", source)
+        assert len(store.left()) == 1
+    (another := tmp_path / "another").write_bytes(b"another")
+    async with store.opened() as datastore:
+        assert len(store.left()) == 1
+        await datastore.put_image_disk("two", another)
+    await store.check()
+
+
 async def test_nothing_is_left_when_the_caller_gives_up(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front
 ) -> None:

@@ -2,7 +2,8 @@
 
 Whatever comes is made in a directory of its own, `INCOMING/OWNER-TOKEN`, and moved to its place when it is whole, so a
 name that is there is right. OWNER is a number that a port layer keeps in its state directory: what it left below
-`INCOMING` in a crash is removed when it opens, and what others left there when it is a day old.
+`INCOMING` in a crash is removed when it opens, and what others left there when it is a day old. What cannot be removed
+at once, since vSphere still writes to it for somebody who is gone, is tried again with each further arrival.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Arrivals:
         self._disks = disks
         self._folder = folder
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        # Directories that could not be removed when nobody needed them any more.
+        self._left: set[str] = set()
 
     async def open(self) -> None:
         """Called once, first."""
@@ -78,16 +81,24 @@ class Arrivals:
 
     @contextlib.asynccontextmanager
     async def _directory(self) -> AsyncIterator[str]:
-        """For something on its way. What is left in it goes with it, when this port layer starts again if not now."""
+        """For something on its way. What is left in it goes with it."""
+        for left in list(self._left):
+            await self._remove(left)
         directory = f"{self._incoming}/{self._owner}-{secrets.token_hex(8)}"
         await self._files.make_directory(directory)
         try:
             yield directory
         finally:
-            try:
-                await uninterrupted(self._disks.remove_directory(directory))
-            except PortLayerError as error:
-                _log.warning("%s stays until the next start: %s", directory, error)
+            await uninterrupted(self._remove(directory))
+
+    async def _remove(self, directory: str) -> None:
+        """Now, or with a later arrival, or when this port layer starts again."""
+        try:
+            await self._disks.remove_directory(directory)
+            self._left.discard(directory)
+        except PortLayerError as error:
+            _log.warning("%s stays for now: %s", directory, error)
+            self._left.add(directory)
 
     async def _sweep(self) -> None:
         now = datetime.datetime.now(datetime.UTC)
@@ -95,10 +106,7 @@ class Arrivals:
             stale = entry.modified is not None and now - entry.modified > _STALE
             if stale or entry.name.startswith(f"{self._owner}-"):
                 _log.info("removing %s/%s, left half-made", self._incoming, entry.name)
-                try:
-                    await self._disks.remove_directory(f"{self._incoming}/{entry.name}")
-                except PortLayerError as error:  # in use, or locked by a host that died: no reason not to come up
-                    _log.warning("%s/%s stays until the next start: %s", self._incoming, entry.name, error)
+                await self._remove(f"{self._incoming}/{entry.name}")
 
 
 def owner_of(work_dir: Path) -> str:
