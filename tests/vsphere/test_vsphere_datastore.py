@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -129,6 +130,18 @@ async def test_empty_disks_are_sent_without_their_emptiness(
     assert front.calls["HEAD"] == asked
     with pytest.raises(InvalidArgumentError, match="at least"):
         await datastore.empty_disk(1000)
+
+
+@pytest.mark.parametrize(("number", "kind_of_error"), [(errno.ENOSPC, ExhaustedError), (errno.EACCES, DriverError)])
+async def test_empty_disk_for_which_this_machine_has_no_room(
+    datastore: VsphereDatastore, monkeypatch: pytest.MonkeyPatch, number: int, kind_of_error: type[Exception]
+) -> None:
+    def make(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(ext4, "make", make)
+    with pytest.raises(kind_of_error, match=f"on this machine: .*{os.strerror(number)}"):
+        await datastore.empty_disk(64 * MIB)
 
 
 @pytest.mark.parametrize("size", [8 * MIB, 100 * MIB, 10 << 30])

@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import vsphere_vsan
 from pyVmomi import vim
-from vsphere_front import Forward, Front
+from vsphere_front import Action, Forward, Front
 from vsphere_machines import WHO, guest_image, settings
 from vsphere_plain import outcome
-from vsphere_simulator import Simulator
+from vsphere_simulator import HOST, Simulator
 from vsphere_soap import Call, Reply
 from vsphere_stores import OBJECTS, Kind, Store
-from vsphere_trouble import cut_before, held, raise_fault
+from vsphere_trouble import cut_before, held, raise_fault, rewritten
 
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere import files, inventory_load, nfc_lease, site_driver
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
+from portlayer.drivers.vsphere.stream_vmdk import StreamVmdk
 from portlayer.errors import DriverError, InvalidArgumentError
 
 # Of a lease's manifest.
@@ -76,6 +77,37 @@ async def test_the_directory_is_found_again(store: Store, source: Path, front: F
     assert front.calls["ConvertNamespacePathToUuidPath"] == 1
 
 
+@pytest.mark.parametrize(
+    ("what", "by"),
+    [
+        (SIZE, b"<size>1</size>"),  # of the disk, perhaps: nobody says
+        (SHA1, b"<sha1></sha1>"),
+        (b"<returnval>.*</returnval>", b""),
+    ],
+)
+async def test_what_the_host_does_not_tell_is_not_compared(
+    datastore: VsphereDatastore, source: Path, front: Front, what: bytes, by: bytes
+) -> None:
+    told = front.inject("HttpNfcLeaseGetManifest", rewritten(what, by))
+    await datastore.put_image_disk("one", source)
+    assert told.hits == front.calls["ImportVApp"] == 1
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+async def test_a_host_may_tell_it_by_sha256(
+    datastore: VsphereDatastore, store: Store, source: Path, front: Front, spoilt: bool
+) -> None:
+    content = source.read_bytes()
+    with source.open("rb") as file:
+        sent = hashlib.sha256(b"".join(StreamVmdk(source).pieces(file))).hexdigest()
+    checksum = b"00" if spoilt else sent.upper().encode()
+    told = b"<sha1></sha1><checksum>%b</checksum><checksumType>sha256</checksumType>" % checksum
+    front.inject("HttpNfcLeaseGetManifest", rewritten(SHA1, told))
+    await datastore.put_image_disk("one", source)
+    assert front.calls["ImportVApp"] == 1 + spoilt
+    assert (await store.disk("images/one")).startswith(content)
+
+
 async def test_lease_that_ends_in_an_error(datastore: VsphereDatastore, source: Path, front: Front) -> None:
     """As when the VM cannot be made: the long poll tells."""
 
@@ -89,6 +121,28 @@ async def test_lease_that_ends_in_an_error(datastore: VsphereDatastore, source: 
     assert front.calls["HttpNfcLeaseAbort"] == 1
     assert not front.calls["POST"]
     front.clear()
+
+
+async def test_another_lease_after_one_that_a_host_out_of_reach_ended(
+    datastore: VsphereDatastore, source: Path, front: Front
+) -> None:
+    error = b"<name>error</name><op>assign</op>"
+    fault = b'<val xsi:type="LocalizedMethodFault"><fault xsi:type="HostCommunication"/><localizedMessage/></val>'
+    ended: list[Call] = []
+
+    async def end(front: Front, call: Call, forward: Forward) -> Reply:
+        reply = await forward()
+        if ended or b">ready<" not in reply.body:
+            return reply
+        ended.append(call)
+        body = reply.body.replace(b">ready<", b">error<").replace(error, error + fault)
+        return Reply(reply.status, body, reply.headers)
+
+    front.inject("WaitForUpdatesEx", end, times=None)
+    await datastore.put_image_disk("one", source)
+    assert ended
+    assert front.calls["ImportVApp"] == 2
+    assert front.calls["POST"] == 1
 
 
 async def test_lease_that_is_over_before_the_disk_is_there(
@@ -124,7 +178,7 @@ def thumbprint(simulator: Simulator, algorithm: str) -> str:
     return ":".join(f"{byte:02X}" for byte in hashlib.new(algorithm, der).digest())
 
 
-@pytest.mark.parametrize("algorithm", ["sha1"])
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
 async def test_host_of_a_lease_is_known_by_its_thumbprint(
     datastore: VsphereDatastore, source: Path, front: Front, algorithm: str
 ) -> None:
@@ -138,6 +192,26 @@ async def test_host_of_a_lease_is_known_by_its_thumbprint(
         await datastore.put_image_disk("two", source)
     assert front.calls["POST"] == posts
     assert source.exists()
+
+
+async def test_a_host_out_of_reach_is_passed_by_with_another_lease(
+    datastore: VsphereDatastore, source: Path, front: Front
+) -> None:
+    """Nobody is where the first lease leads."""
+    front.nfc_thumbprint = thumbprint(front.simulator, "sha1")
+    for host in (f"{HOST}:1", ""):
+        front.inject("ImportVApp", leading_to(host))
+    await datastore.put_image_disk("one", source)
+    assert front.calls["ImportVApp"] == 2
+    assert front.calls["POST"] == 1
+
+
+def leading_to(host: str) -> Action:
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        front.nfc_host = host
+        return await forward()
+
+    return act
 
 
 async def test_a_star_is_where_the_lease_came_from(datastore: VsphereDatastore, source: Path, front: Front) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 import shutil
 import tempfile
@@ -152,10 +153,14 @@ class VsphereDatastore:
         size = ext4.whole_size(size)
 
         async def make(path: str) -> None:
-            with tempfile.TemporaryDirectory(dir=self._work_dir, prefix=_SCRATCH) as scratch:
-                image = Path(scratch) / "image"
-                await uninterrupted(asyncio.to_thread(ext4.make, image, size, packed=True))
-                await self._disks.make(path, image, verify=self._verify)
+            try:
+                with tempfile.TemporaryDirectory(dir=self._work_dir, prefix=_SCRATCH) as scratch:
+                    image = Path(scratch) / "image"
+                    await uninterrupted(asyncio.to_thread(ext4.make, image, size, packed=True))
+                    await self._disks.make(path, image, verify=self._verify)
+            except OSError as error:
+                kind = ExhaustedError if error.errno == errno.ENOSPC else DriverError
+                raise kind(f"making an empty disk on this machine: {error}") from error
 
         return await self._once(f"{self._root}/{EMPTIES}/ext4-{size}{vmdk.SUFFIX}", make)
 

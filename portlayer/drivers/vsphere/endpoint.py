@@ -19,6 +19,7 @@ from pathlib import Path
 from portlayer.errors import DriverError, InvalidArgumentError
 
 _CONNECT_TIMEOUT_S = 30.0
+_SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,15 @@ def _pinned(endpoint: Endpoint, thumbprint: str) -> ssl.SSLContext:
 
 
 def lease_context(host: Endpoint, thumbprint: str) -> ssl.SSLContext:
-    """A context that trusts the host of a lease, by the SHA-1 thumbprint that vCenter's lease names.
+    """A context that trusts the host of a lease, by the thumbprint that vCenter's lease names: SHA-1, or SHA-256.
 
-    Blocks. DriverError when the host shows another certificate, or none. SHA-1 is what the API has; what it would take
-    to deceive is a second certificate for a given thumbprint, not two that are alike.
+    Blocks. DriverError when the host shows another certificate, or none; from OSError when it is out of reach. SHA-1 is
+    what the API has had; to deceive it would take a second certificate for a given thumbprint, not two that are alike.
     """
-    certificate = _certificate(host)
-    shown = hashlib.sha1(certificate, usedforsecurity=False).hexdigest()
-    if not hmac.compare_digest(shown, thumbprint.replace(":", "").lower()):
+    wanted, certificate = thumbprint.replace(":", "").lower(), _certificate(host)
+    algorithm = "sha256" if len(wanted) == _SHA256_DIGITS else "sha1"
+    shown = hashlib.new(algorithm, certificate, usedforsecurity=False).hexdigest()
+    if not hmac.compare_digest(shown.encode(), wanted.encode()):
         raise DriverError(f"the certificate of {host.host}:{host.port} is not the one that vCenter says it has")
     return _trusting(certificate)
 

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ _OK = (200, 201, 204)
 _OVER = (401, 403, 404)
 _TYPE = "application/x-vnd.vmware-streamVmdk"
 _Collector = vmodl.query.PropertyCollector
+# By the names that the API has for them.
+_Digests = dict[str, "hashlib._Hash"]
 _log = logging.getLogger(__name__)
 
 
@@ -77,10 +80,11 @@ class Lease:
         self, info: vim.HttpNfcLease.Info, image: Path, disk: StreamVmdk, on_progress: Progress | None
     ) -> None:
         """The whole disk. What the host says that it received is compared with what was sent."""
-        device = next((one for one in info.deviceUrl if one.disk is not False), None)
+        device = next((one for one in info.deviceUrl or () if one.disk is not False), None)
         if device is None:
             raise DriverError(f"{self._what}: the lease names no disk")
-        digest, sent = hashlib.sha1(usedforsecurity=False), 0
+        digests: _Digests = {"sha1": hashlib.sha1(usedforsecurity=False), "sha256": hashlib.sha256()}
+        sent = 0
 
         def progressed(count: int) -> None:
             nonlocal sent
@@ -88,7 +92,7 @@ class Lease:
             if on_progress is not None:
                 on_progress(count)
 
-        sending = asyncio.create_task(self._post(device, _pieces(image, disk, digest, progressed), disk.length))
+        sending = asyncio.create_task(self._post(device, _pieces(image, disk, digests, progressed), disk.length))
         renewing = asyncio.create_task(self._renew(lambda: 100 * sent // disk.length))
         try:
             await asyncio.wait({sending, renewing}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,7 +101,7 @@ class Lease:
             sending.cancel()
             renewing.cancel()
             await asyncio.gather(sending, renewing, return_exceptions=True)
-        await self._compare(device.key, digest.hexdigest(), disk.length)
+        await self._compare(device.key, digests)
 
     async def complete(self) -> None:
         """The VM is there from now on; where it is not, whoever looks at it finds out."""
@@ -114,9 +118,7 @@ class Lease:
         headers = {"Content-Length": str(length), "Content-Type": _TYPE}
         url = urlsplit(device.url)._replace(scheme="", netloc="").geturl()
         try:
-            context = self._session.tls
-            if device.sslThumbprint:
-                context = await asyncio.to_thread(lease_context, host, device.sslThumbprint)
+            context = await self._trusting(host, device.sslThumbprint)
             async with (
                 contextlib.aclosing(pieces),
                 httpx.AsyncClient(verify=context, timeout=TIMEOUT, trust_env=False) as client,
@@ -132,6 +134,15 @@ class Lease:
             raise AgainError(str(error) or type(error).__name__) from error
         except OSError as error:
             raise DriverError(f"{self._what}: {error}") from error
+
+    async def _trusting(self, host: Endpoint, thumbprint: str | None) -> ssl.SSLContext:
+        context: ssl.SSLContext = self._session.tls
+        try:
+            return await asyncio.to_thread(lease_context, host, thumbprint) if thumbprint else context
+        except DriverError as error:
+            if faults.caused_by(error, OSError):
+                raise AgainError(str(error)) from error  # another lease may be for another host
+            raise
 
     def _host(self, told: str) -> Endpoint:
         """Of the URL of a lease; "*" stands for where we have the lease from."""
@@ -151,12 +162,15 @@ class Lease:
             except PortLayerError as error:
                 _log.info("%s: the lease was not renewed: %s", self._what, error)
 
-    async def _compare(self, key: str, sha1: str, length: int) -> None:
+    async def _compare(self, key: str, digests: _Digests) -> None:
+        """By what the host says. Its size is left alone: whether that is of what came or of the disk, nobody says."""
         entries = await self._call(self._lease.HttpNfcLeaseGetManifest)
         entry = next((one for one in entries or () if one.key == key), None)
-        if entry is None or not entry.sha1:
+        told = [] if entry is None else [("sha1", entry.sha1), (str(entry.checksumType).lower(), entry.checksum)]
+        known = [(digests[kind].hexdigest(), value.lower()) for kind, value in told if value and kind in digests]
+        if not known:
             _log.info("%s: the host does not say what it received", self._what)
-        elif entry.sha1.lower() != sha1 or entry.size != length:
+        if any(ours != theirs for ours, theirs in known):
             raise AgainError("what the host received is not what was sent")
 
     async def _call(self, method: Callable[..., Any], *args: Any) -> Any:
@@ -192,7 +206,9 @@ class _State:
                 self.ready.set_result(info)
         elif state in ("error", "done"):
             fault = self._values.get("error") or vmodl.MethodFault(msg=f"the lease is {state}")
-            error = faults.translated(fault, self._what)
+            error: Exception = faults.translated(fault, self._what)
+            if faults.is_retryable(fault):
+                error = AgainError(faults.words(fault))
             error.__cause__ = fault
             self._fail(error)
 
@@ -205,18 +221,19 @@ class _State:
 
 
 async def _pieces(
-    image: Path, disk: StreamVmdk, digest: hashlib._Hash, on_progress: Progress
+    image: Path, disk: StreamVmdk, digests: _Digests, on_progress: Progress
 ) -> AsyncGenerator[bytes, None]:
     with opened(image) as file:
         pieces, sent = disk.pieces(file), 0
-        while piece := await asyncio.to_thread(_next, pieces, digest):
+        while piece := await asyncio.to_thread(_next, pieces, digests):
             on_progress(sent)
             sent += len(piece)
             yield piece
         on_progress(sent)
 
 
-def _next(pieces: Iterator[bytes], digest: hashlib._Hash) -> bytes:
+def _next(pieces: Iterator[bytes], digests: _Digests) -> bytes:
     piece = next(pieces, b"")
-    digest.update(piece)
+    for digest in digests.values():
+        digest.update(piece)
     return piece
