@@ -400,6 +400,21 @@ async def test_a_vm_that_starts_anew_during_a_vmotion_is_known_by_its_silence() 
         await restarted.close()
 
 
+async def test_a_vm_that_starts_anew_when_all_of_its_vmotion_are_gone(concentrator: Concentrator) -> None:
+    source = await dialled(concentrator)
+    await concentrator.connect(VM)
+    destination = await _arrived(source, await _cookie(source))
+    restarted = await dialled(concentrator)
+    await source.kill()
+    await destination.kill()
+    port = concentrator._admissions.port(VM)
+    while port._inbound is None or port._candidates:
+        await asyncio.sleep(0.01)
+    assert not concentrator._entrance._unidentified
+    await exchange(await concentrator.connect(VM), restarted)
+    await restarted.close()
+
+
 async def test_a_user_may_come_in_the_middle_of_a_vmotion(concentrator: Concentrator) -> None:
     source = await dialled(concentrator)
     _, first = await concentrator.connect(VM)

@@ -117,7 +117,6 @@ class HostConnection(asyncio.Protocol):
         """The time to say who one is is over."""
         if self._port is not None:
             self._port.promote(self)
-            self._owner.identified(self)
         else:
             _log.info("%s did not say in time for which VM it speaks", self)
             self.close()
@@ -157,6 +156,10 @@ class HostConnection(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def belong(self) -> None:
+        self._patience.cancel()
+        self._owner.identified(self)
 
     def _send(self, code: Code, body: bytes = b"") -> None:
         self._conversation.send(Message(code, body))
@@ -244,12 +247,7 @@ class HostConnection(asyncio.Protocol):
         self._send(Code.WILL_PROXY)
         if self._port is None:
             self._port = port
-            if port.serve(self):
-                self._belong()
-
-    def _belong(self) -> None:
-        self._patience.cancel()
-        self._owner.identified(self)
+            port.serve(self)
 
     def _refuse(self, code: Code, body: bytes = b"") -> None:
         """Says so and hangs up; what it takes from the host until then goes nowhere."""
@@ -276,7 +274,6 @@ class HostConnection(asyncio.Protocol):
             return
         self._port = port
         port.accept_peer(self)
-        self._belong()
 
     def _receive_complete(self, message: Message) -> None:
         if self._port is not None:

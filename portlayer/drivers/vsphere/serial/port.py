@@ -74,6 +74,9 @@ class Connection(Protocol):
     def close(self) -> None:
         """Ends it; `Port.lost` will be told."""
 
+    def belong(self) -> None:
+        """It is the VM's from here on."""
+
 
 class Port:
     """See the module's docstring. Times in seconds."""
@@ -157,19 +160,19 @@ class Port:
 
     # --- connections
 
-    def serve(self, connection: Connection) -> bool:
-        """The VM has dialled in. False when it may be a vMotion's destination that has to say so yet."""
+    def serve(self, connection: Connection) -> None:
+        """The VM has dialled in. It is made to wait when it may be a vMotion's destination that has to say so yet."""
         if self._cookie is not None:
             self._candidates.append(connection)
-            return False
+            return
         if self.is_connected:
             _log.info("VM %s has dialled in anew", self.vc_uuid)
             self._disconnect()
         self._inbound = self._outbound = connection
         self.disconnected.clear()
         self.connected.set()
+        connection.belong()
         self._refresh()
-        return True
 
     def promote(self, connection: Connection) -> None:
         """A connection that `serve` made wait is no destination: the VM was started anew."""
@@ -232,7 +235,7 @@ class Port:
             elif self._deadline is not None:
                 self._await_destination(self._vmotion_s, anew=True)
         if self._inbound is None and (was_peer or self._cookie is None or self._overdue):
-            self._disconnect()
+            self._give_up()
 
     def _disconnect(self) -> None:
         """Nothing is left of the VM; the user's stream ends."""
@@ -267,6 +270,7 @@ class Port:
         if connection in self._candidates:
             self._candidates.remove(connection)
         former, self._peer = self._peer, connection
+        connection.belong()
         if former is not None:
             # The same host, trying again: only it was told the cookie.
             self._forget(former)
@@ -335,11 +339,16 @@ class Port:
         _log.warning("a vMotion of VM %s does not come to an end: it is taken to stay where it was", self.vc_uuid)
         if self._inbound is not None:
             self._speak_to(self._inbound)
-        elif self._candidates:
+        else:
+            self._give_up()
+        self._refresh()
+
+    def _give_up(self) -> None:
+        """Nobody of a vMotion is left, unless the VM has dialled in anew meanwhile."""
+        if self._candidates:
             self.promote(self._candidates[-1])
         else:
             self._disconnect()
-        self._refresh()
 
     def _watch_source(self) -> None:
         self._source_spoke = False
