@@ -136,14 +136,24 @@ async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial
 
 
 async def test_a_serial_port_is_plugged_in_anew_where_the_vm_runs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is suspended cannot be reconfigured, and dials when it goes on."""
+    """One that is suspended cannot be reconfigured, and dials when it goes on. One that does not dial for all that is
+    let alone for some time.
+    """
     monkeypatch.setattr(machine_module, "_DIAL_S", 0.05)
     monkeypatch.setattr(machine_module, "_PATIENCE_S", 0.05)
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")
         await machine.power_on()
-        for pause, edits in ((False, 2), (True, 0)):
-            if pause:
+        for step, edits in (("it runs", 2), ("in vain", 0), ("it dialled", 2), ("paused", 0)):
+            if step == "it dialled":
+                token = extra(site.vm(f"web-{machine.id[:12]}"))[extra_config.TOKEN]
+                line = EsxiPort(*driver.lines.address, f"vch://{token}", None, "web")
+                await line.open()
+                await machine.open_channel()
+                await line.close()
+                await driver.lines.wait_disconnected(machine.vc_uuid)
+            elif step == "paused":
+                machine._replug.dialled()
                 await machine.pause()
             before = site.front.calls["ReconfigVM_Task"]
             with pytest.raises(TimeoutError):

@@ -11,7 +11,6 @@ container's: the one that has the disk.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from portlayer.drivers.uninterrupted import remotely
 from portlayer.drivers.vsphere import config_spec, extra_config, operations
 from portlayer.drivers.vsphere.cloning import VsphereClone
 from portlayer.drivers.vsphere.extra_config import Boot
+from portlayer.drivers.vsphere.replug import Replug
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.surroundings import MachineSurroundings
 from portlayer.drivers.vsphere.vm_record import VmRecord
@@ -55,6 +55,7 @@ class VsphereMachine:
         record: bytes | None = None,
     ) -> None:
         self._around = around
+        self._replug = Replug()
         self._spec = kept.spec
         self._booted = kept.boot
         self._lent_disk = config_spec.backing_at(kept.lent_disk) if kept.lent_disk else None
@@ -144,17 +145,23 @@ class VsphereMachine:
             await self._around.power_on(self._vm, self._name)
 
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        lines = self._around.lines
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_DIAL_S):
-                return await lines.connect(self._vc_uuid)
-        # One that is suspended dials when it goes on, however long that takes.
-        if await self.power_state() is PowerState.RUNNING:
-            _log.warning("the VM %s has not dialled in for %g s: connecting its serial port", self._name, _DIAL_S)
-            async with self._lock:
-                await operations.plug_in(self._session, self._vm, self._name)
-        async with asyncio.timeout(_PATIENCE_S):
-            return await lines.connect(self._vc_uuid)
+                streams = await self._around.lines.connect(self._vc_uuid)
+        except TimeoutError:
+            # One that is suspended dials when it goes on, however long that takes.
+            if self._replug.is_due and await self.power_state() is PowerState.RUNNING:
+                await self._plug_in()
+            async with asyncio.timeout(_PATIENCE_S):
+                streams = await self._around.lines.connect(self._vc_uuid)
+        self._replug.dialled()
+        return streams
+
+    async def _plug_in(self) -> None:
+        _log.warning("the VM %s has not dialled in for %g s: connecting its serial port", self._name, _DIAL_S)
+        async with self._lock:
+            await operations.plug_in(self._session, self._vm, self._name)
+        self._replug.done()
 
     async def writable_disk_usage(self) -> int:
         paths = ["layoutEx.disk", "layoutEx.file", "config.hardware.device"]
