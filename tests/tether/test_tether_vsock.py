@@ -105,7 +105,8 @@ def test_a_newer_connection_replaces_the_older(agent: Agent) -> None:
             second.open()
             assert second.echo(b"x") == b"x"
         with contextlib.suppress(ConnectionResetError):
-            assert first.socket.recv(1) == b""
+            while first.socket.recv(1024):  # what was on its way; then it is closed
+                pass
 
 
 def test_strangers_are_not_listened_to(agent: Agent) -> None:

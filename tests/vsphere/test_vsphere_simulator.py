@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
+from vsphere_plain import Plain, outcome
 from vsphere_simulator import HOST, Simulator, session
 
 
@@ -49,3 +52,38 @@ def test_strangers_are_refused(simulator: Simulator) -> None:
 def test_certificate_is_its_own(simulator: Simulator) -> None:
     shown = ssl.get_server_certificate((HOST, simulator.port))
     assert ssl.PEM_cert_to_DER_cert(shown) == ssl.PEM_cert_to_DER_cert(simulator.certificate.certificate.read_text())
+
+
+def test_machines_may_be_made_while_somebody_waits(fresh_simulator: Simulator) -> None:
+    """The library's own views can stop the simulator for good then."""
+    with fresh_simulator.connected() as watching, fresh_simulator.connected() as instance:
+        plain = Plain(instance)
+        seen: set[str] = set()
+        watcher = threading.Thread(target=watch, args=(Plain(watching), seen), daemon=True)
+        watcher.start()
+        for batch in range(10):
+            tasks = [plain.create(f"m{batch}-{number}") for number in range(4)]
+            for task in tasks:
+                outcome(task)
+        outcome(plain.create("last"))
+        watcher.join(30)
+        assert seen == set(plain.machines())
+
+
+def watch(plain: Plain, seen: set[str]) -> None:
+    """Notes the names of machines as they appear, until it is the last one."""
+    collector, of = plain.content.propertyCollector, vmodl.query.PropertyCollector
+    view = plain.content.viewManager.CreateContainerView(plain.folder, [vim.VirtualMachine], True)
+    to_members = of.TraversalSpec(path="view", type=type(view), skip=False)
+    spec = of.FilterSpec(
+        propSet=[of.PropertySpec(type=vim.VirtualMachine, pathSet=["name"])],
+        objectSet=[of.ObjectSpec(obj=view, skip=True, selectSet=[to_members])],
+    )
+    collector.CreateFilter(spec, True)
+    version: str | None = ""
+    while "last" not in seen:
+        update: Any = collector.WaitForUpdatesEx(version, of.WaitOptions(maxWaitSeconds=20))
+        assert update is not None
+        version = update.version
+        told = {change.val for each in update.filterSet for one in each.objectSet for change in one.changeSet}
+        seen |= told - {None}  # of a machine still being made
