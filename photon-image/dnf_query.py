@@ -67,7 +67,7 @@ def _asked(base: Any, request: dict[str, Any]) -> list[Any]:
     available = base.sack.query().available().filter(arch=[request["architecture"], "noarch"])
     found = []
     for wanted in request["wanted"]:
-        matching = available.filter(**wanted).latest()
+        matching = available.filter(**wanted).filter(latest=1)  # query.latest() would give one of each architecture
         found += sorted(matching, key=lambda package: (package.arch, package.reponame))[:1]
     if target := request.get("download_to"):
         base.download_packages(found)

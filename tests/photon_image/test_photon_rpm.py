@@ -40,6 +40,13 @@ def test_the_newest_is_locked_and_stays_what_is_built(bench: Bench, vendor: Sign
     assert (bench.unpack("tool") / "usr/share/tool").read_text() == "2.0"
 
 
+def test_the_newest_counts_whatever_its_architecture(bench: Bench, vendor: Signer) -> None:
+    bench.add(vendor, "moved", "1.0", arch="noarch")
+    bench.add(vendor, "moved", "2.0")
+    bench.renew("moved")
+    assert (bench.unpack("moved") / "usr/share/moved").read_text() == "2.0"
+
+
 @pytest.mark.slow
 def test_several_repositories_are_one(bench: Bench, vendor: Signer) -> None:
     updates = Bench(bench.directory / "updates", vendor)
