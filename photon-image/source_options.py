@@ -50,6 +50,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 def source_of(options: argparse.Namespace, declared: Path, cache: Path) -> Iterator[PackageSource]:
     """The source of packages that the options ask for. Renews the lock file when they say so. Raises BuildError."""
     if options.source == "debian":
+        _refuse_those_of_photon(options)
         yield AptSource(cache / "packages")
         return
     if not options.lock:
@@ -61,3 +62,9 @@ def source_of(options: argparse.Namespace, declared: Path, cache: Path) -> Itera
             _, packages = selection.choose(declaration.read(declared, options.source), repository, options.kernel)
             rpm_lock.write(options.lock, selection.resolve(packages, repository))
         yield rpm_source.LockedSource(options.lock, repository)
+
+
+def _refuse_those_of_photon(options: argparse.Namespace) -> None:
+    names = ("repository", "gpg_key", "signed_metadata", "kernel", "lock", "renew_lock")
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]:
+        raise BuildError(f"{', '.join(given)}: nothing of Debian's", hint="did you mean --source photon?")

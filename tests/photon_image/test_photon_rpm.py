@@ -241,6 +241,14 @@ def test_what_the_command_line_lacks_is_named(
     assert not (tmp_path / "image").exists()
 
 
+def test_options_of_photon_are_not_taken_for_debians(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", f"build.py --output {tmp_path}/image --kernel linux-esx --lock lock".split())
+    assert build.main() == 1
+    assert "--kernel, --lock: nothing of Debian's\n  did you mean --source photon?" in caplog.text
+
+
 def test_the_environment_says_where(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the declared packages are looked for there, and those that are missing named."""
     monkeypatch.setenv("VCH_PHOTON_REPOSITORY", bench.access.repositories[0])
