@@ -42,7 +42,6 @@ class Lab:
         ready.cancel()
         if self._task.done():
             await self.__aexit__(None, None, None)
-            self._task.result()
         return self
 
     async def __aexit__(
@@ -55,6 +54,8 @@ class Lab:
             await machine.close()
         self._machines.clear()
         await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        if not self._task.cancelled():
+            self._task.result()  # what the lab itself has died of
 
     async def serve(self) -> None:
         """Returns when something is wrong with the lab itself."""

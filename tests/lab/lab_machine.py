@@ -96,8 +96,9 @@ class LabMachine:
             try:
                 async with self._lock:
                     await self._go_to(wanted)
-            except (LabError, OSError) as error:
-                _log.error("%s: %s", wanted.hardware.name, error)
+            except Exception as error:  # also what nobody expected: without its worker the VM would hang in silence
+                unexpected = not isinstance(error, (LabError, OSError))
+                _log.error("%s: %s", wanted.hardware.name, error, exc_info=unexpected)
                 async with self._lock:
                     await self._end()
                 await self._report_off()
