@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from portlayer.errors import DriverError
@@ -16,11 +16,20 @@ _FILE = "vch.json"
 
 @dataclass(frozen=True)
 class Identity:
-    """`id` is random and stable; `name` is for people."""
+    """`id` is random and stable; `name` is for people.
+
+    What is made elsewhere, and found again by its name, is called by `lasting_name`.
+    """
 
     id: str
     name: str
     created_unix_ns: int
+    # Empty while `name` is still the first one.
+    first_name: str = ""
+
+    @property
+    def lasting_name(self) -> str:
+        return self.first_name or self.name
 
 
 def load(state_dir: Path, name: str) -> Identity:
@@ -34,7 +43,7 @@ def load(state_dir: Path, name: str) -> Identity:
     except (ValueError, TypeError) as error:
         raise DriverError(f"{path} is not readable ({error}): restore it or remove it") from error
     if name and name != kept.name:
-        kept = Identity(kept.id, name, kept.created_unix_ns)
+        kept = replace(kept, name=name, first_name=kept.lasting_name)
         _write(path, kept)
     return kept
 

@@ -29,7 +29,7 @@ async def opened(
 ) -> AsyncIterator[tuple[VsphereDriver, VsphereDatastore]]:
     """On leaving, connections are closed; VMs go on."""
     image = guest_images.read(guest_image, "vmware")
-    name = placement.own_name(who.name, who.id)
+    name = placement.own_name(who.lasting_name, who.id)
     async with contextlib.AsyncExitStack() as stack:
         session = Session(settings.endpoint, settings.credentials, on_call=on_call)
         await session.open()
