@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from portlayer.drivers.base import Machine
 from portlayer.errors import ConflictError, NotFoundError, PortLayerError
@@ -37,6 +38,7 @@ class Life:
         self.lock = asyncio.Lock()
         # Done when nothing is left of it; with the end of its last run.
         self.removed: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._removal: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._events = events
         self._saving = asyncio.Lock()
 
@@ -57,6 +59,22 @@ class Life:
     @property
     def paused(self) -> bool:
         return self.state.status == states.PAUSED
+
+    def removal(self) -> asyncio.Future[Ended]:
+        """Done when it is removed, as `removed`, or when the next attempt at that fails. Shield it."""
+        return self.removed if self.removed.done() else self._removal
+
+    def was_removed(self, last: Ended) -> None:
+        """Tells those who wait for it how its last run ended."""
+        self.removed.set_result(last)
+        self._removal.set_result(last)
+
+    def was_not_removed(self, last: Ended, error: PortLayerError) -> None:
+        """Tells those who wait for an attempt; that there may be others is no reason to keep them."""
+        self.state.error = f"removal failed: {error}"
+        waited_for, self._removal = self._removal, asyncio.get_running_loop().create_future()
+        words = f"container {self.short_id} ended with exit code {last.exit_code}, but is not removed yet: {error}"
+        waited_for.set_result(replace(last, error=words))
 
     def move(self, action: Action) -> None:
         """Raises ConflictError when the state does not allow it."""

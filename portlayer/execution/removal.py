@@ -81,10 +81,10 @@ class Removal:
                 await self._host.driver.destroy(life.machine)
             except PortLayerError as error:
                 life.move(Action.REMOVE_FAILED)
-                life.state.error = f"removal failed: {error}"
+                life.was_not_removed(self._current.last, error)
                 raise
             life.emit("destroy")
-            life.removed.set_result(self._current.last)
+            life.was_removed(self._current.last)
             self._current.output.end_run()
             self._current.log.notify()
 

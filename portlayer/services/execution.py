@@ -174,7 +174,7 @@ def _ending(
 ) -> asyncio.Future[Ended] | None:
     """What to wait for; None when the condition holds already."""
     if condition == pb.WaitContainerRequest.CONDITION_REMOVED:
-        return container.removed
+        return container.life.removal()
     if condition == pb.WaitContainerRequest.CONDITION_NEXT_EXIT or container.state.status in states.ACTIVE:
         return container.next_exit()
     return None

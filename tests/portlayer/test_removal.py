@@ -155,6 +155,25 @@ async def test_what_ends_while_the_hypervisor_is_away_is_removed_once_it_is_back
 
 
 @pytest.mark.usefixtures("short_pauses")
+async def test_who_waits_for_a_removal_is_told_of_an_attempt_that_fails(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker run --rm` does not stand there for as long as the hypervisor is away."""
+    container = await host.create("sleep", auto_remove=True)
+    await container.start()
+    waiting, outage = container.life.removal(), Outage(host, monkeypatch)
+    end(container)
+    async with asyncio.timeout(5):
+        ended = await asyncio.shield(waiting)
+    told = f"container {container.id[:12]} ended with exit code 143, but is not removed yet: vCenter does not answer"
+    assert (ended.exit_code, ended.error) == (143, told)
+    waiting, outage.over = container.life.removal(), True
+    async with asyncio.timeout(5):
+        ended = await asyncio.shield(waiting)
+    assert (ended.exit_code, ended.error) == (143, "")
+
+
+@pytest.mark.usefixtures("short_pauses")
 async def test_what_cannot_start_while_the_hypervisor_is_away_is_removed_once_it_is_back(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
