@@ -110,6 +110,15 @@ async def test_hosts_in_maintenance(fresh_simulator: Simulator, session: Session
     assert (await examine(fresh_simulator))["hosts"].level == "fail"
 
 
+async def test_of_a_cluster_only_the_host_that_is_named(fresh_simulator: Simulator, session: Session) -> None:
+    """What is wrong with the others costs nothing; what is wrong with this one costs all."""
+    hosts = (await Inventory.read(session)).all(vim.HostSystem)
+    await session.run(hosts[0].object.EnterMaintenanceMode_Task, 0, what="maintaining")
+    assert (await examine(fresh_simulator, compute_resource=hosts[0].name))["hosts"].level == "fail"
+    found = (await examine(fresh_simulator, compute_resource=hosts[1].name))["hosts"]
+    assert (found.level, found.found) == ("ok", "1 of 1 can run containers")
+
+
 async def test_lacking_privileges_are_named(fresh_simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     denied(monkeypatch, "Folder.Create", "VirtualMachine.Provisioning.Clone", "Network.Assign", "Extension.Register")
     found = await examine(fresh_simulator, bridge_network="VM Network")

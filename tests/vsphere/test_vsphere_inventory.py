@@ -58,6 +58,8 @@ async def test_what_there_is_is_said(session: Session) -> None:
     inventory = await Inventory.read(session)
     with pytest.raises(NotFoundError, match=r"no compute resource 'DC0_C9'.*there are: DC0_C0, DC0_C0_H0, DC0_C0_H1"):
         inventory.compute("DC0_C9")
+    with pytest.raises(NotFoundError, match=r"\(--compute-resource\); perhaps 'DC0_C0_H1' or '.*; there are: "):
+        inventory.compute("/DC0/dc0_c0h1")
     with pytest.raises(NotFoundError, match="no compute resource '/DC0/host/C0'"):
         inventory.compute("/DC0/host/C0")
     stores = inventory.all(vim.Datastore)

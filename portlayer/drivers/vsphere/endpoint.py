@@ -75,7 +75,7 @@ def thumbprint_of(certificate: bytes) -> str:
 def _pinned(endpoint: Endpoint, thumbprint: str) -> ssl.SSLContext:
     wanted = re.sub(r"[:\s]", "", thumbprint).upper()
     if not re.fullmatch(r"[0-9A-F]{64}", wanted):
-        raise InvalidArgumentError(f"{thumbprint!r} is no SHA-256 thumbprint: 64 hexadecimal digits")
+        raise InvalidArgumentError(f"--thumbprint {thumbprint!r} is no SHA-256 thumbprint: 64 hexadecimal digits")
     certificate = _certificate(endpoint)
     shown = thumbprint_of(certificate)
     if not hmac.compare_digest(shown.replace(":", ""), wanted):

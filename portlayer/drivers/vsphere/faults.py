@@ -42,16 +42,22 @@ class TaskLostError(DriverError):
     """vSphere has forgotten a task, so nobody knows whether it was done: look."""
 
 
-def translated(fault: BaseException, what: str) -> PortLayerError:
-    """The error for `fault`, which came of doing `what`; raise it from the fault."""
+def translated(fault: BaseException, what: str, name: str = "") -> PortLayerError:
+    """The error for `fault`, which came of doing `what`; raise it from the fault.
+
+    `name`: of the object that a privilege is lacking on, where it is known.
+    """
     if isinstance(fault, PortLayerError):
         return fault
     if isinstance(fault, vim.fault.NoPermission):
-        return DriverError(f"{what}: the account lacks the privilege {fault.privilegeId} on {_id(fault.object)}")
+        where = f"{name} ({_id(fault.object)})" if name else _id(fault.object)
+        return DriverError(f"{what}: the account lacks the privilege {fault.privilegeId} on {where}")
     if isinstance(fault, vim.fault.InvalidLogin):
         return DriverError(f"{what}: user name or password are refused")
     if isinstance(fault, ssl.SSLCertVerificationError):
         return DriverError(f"{what}: the certificate is not trusted any more: {fault.verify_message}")
+    if isinstance(fault, TRANSPORT_ERRORS):
+        return DriverError(f"{what}: vSphere does not answer ({words(fault)})")
     return _kind(fault)(f"{what}: {words(fault)}")
 
 

@@ -121,7 +121,8 @@ async def _datastore(session: Session, site: Site, name: str, entity: Entity) ->
     findings = [_space(name, entity, int(summary.freeSpace), int(summary.capacity))]
     if names:
         costs = "containers do not run there, and do not move there"
-        findings.append(Finding(f"{name} on hosts", "warn", f"{entity.name} is not on {_some(names)}", costs))
+        level: Level = "fail" if len(names) == len(site.hosts) else "warn"
+        findings.append(Finding(f"{name} on hosts", level, f"{entity.name} is not on {_some(names)}", costs))
     else:
         findings.append(Finding(f"{name} on hosts", "ok", f"every host can write to {entity.name}"))
     return findings

@@ -9,6 +9,7 @@ The inventory is read once, without VMs, names and parents only.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -151,9 +152,16 @@ def choose(what: str, option: str, entities: Iterable[Entity], wanted: str | Non
         raise InvalidArgumentError(f"name a {what} ({option}); there are: {listed(entities)}")
     if not fitting:
         there = f"there are: {listed(entities)}" if entities else "there is none that the account may see"
-        raise NotFoundError(f"no {what} {wanted!r} ({option}); {there}")
+        raise NotFoundError(f"no {what} {wanted!r} ({option}){_meant(entities, wanted)}; {there}")
     paths = ", ".join(sorted(f"{entity.path} ({entity.id})" for entity in fitting[:_SHOWN]))
     raise InvalidArgumentError(f"{option} {wanted!r} fits several: {paths}; give the path or the id")
+
+
+def _meant(entities: list[Entity], wanted: str) -> str:
+    """A guess, since of hundreds of port groups not all are listed."""
+    names = {entity.name.lower(): entity.name for entity in entities}
+    near = difflib.get_close_matches(wanted.rpartition("/")[2].lower(), names, 3)
+    return f"; perhaps {' or '.join(repr(names[one]) for one in near)}" if near else ""
 
 
 def listed(entities: Iterable[Entity]) -> str:

@@ -46,6 +46,7 @@ _TRY_S = 30.0
 # For the server to hear that the session ends.
 _LAST_ANSWER_S = 2.0
 _PAGE = 500
+_READING: Final = "reading the inventory"
 _log = logging.getLogger(__name__)
 # What pyvmomi raises, of all that it may: faults, broken connections, answers that are no SOAP.
 _RAISED = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
@@ -183,7 +184,7 @@ class Session:
         properties = self.content.propertyCollector
         options = vmodl.query.PropertyCollector.RetrieveOptions(maxObjects=_PAGE)
         found: dict[Any, dict[str, Any]] = {}
-        page = await self.call(properties.RetrievePropertiesEx, [spec], options, what="reading the inventory")
+        page = await self.call(properties.RetrievePropertiesEx, [spec], options, what=_READING)
         while page is not None:
             for one in page.objects:
                 found[one.obj] = {item.name: item.val for item in one.propSet or ()}
@@ -193,6 +194,14 @@ class Session:
                 properties.ContinueRetrievePropertiesEx, page.token, what="reading more of the inventory"
             )
         return found
+
+    async def error(self, fault: BaseException, what: str) -> PortLayerError:
+        """As faults.translated; an object that a privilege is lacking on has its name, by which people know it."""
+        name = ""
+        if isinstance(fault, vim.fault.NoPermission) and what != _READING:
+            with contextlib.suppress(PortLayerError):
+                name = str((await self.read([fault.object], ["name"])).get(fault.object, {}).get("name", ""))
+        return faults.translated(fault, what, name)
 
     def _connect(self) -> tuple[Any, Any]:
         stub = SmartStubAdapter(
@@ -237,7 +246,7 @@ class Session:
                     return await self._in_thread(action)
             except vim.fault.NotAuthenticated as fault:
                 if not logins or relogins >= len(self.delays_s):
-                    raise faults.translated(fault, what) from fault
+                    raise await self.error(fault, what) from fault
                 relogins += 1
                 _log.info("the session with %s is over; logging in again", self.endpoint.host)
                 await self._retried_login(logins)
@@ -245,7 +254,7 @@ class Session:
                 delay = next(delays)
                 late = time.monotonic() >= give_up_at
                 if delay is None or late or not faults.is_retryable(fault) or self._closing.is_set():
-                    raise faults.translated(fault, what) from fault
+                    raise await self.error(fault, what) from fault
                 _log.info("%s: %s; trying again in %g s", what, faults.words(fault), delay)
                 await self.pause(delay)
 

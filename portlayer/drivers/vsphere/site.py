@@ -27,6 +27,7 @@ class Site:
     compute: Entity
     # One of the cluster's hosts, when VMs are to be on that one.
     host: Any
+    # All that VMs may run on.
     hosts: tuple[Any, ...]
     # Where the VCH's own pool goes.
     parent_pool: Any
@@ -63,11 +64,12 @@ async def locate(session: Session, settings: VsphereSettings) -> Site:
     }
     bridge, networks = await _networks(session, settings, inventory, datacenter.object, known.get("network", ()))
     drs_enabled, drs_automatic = await _drs(session, compute.object)
+    host = chosen.object if isinstance(chosen.object, vim.HostSystem) else None
     return Site(
         datacenter=datacenter,
         compute=compute,
-        host=chosen.object if isinstance(chosen.object, vim.HostSystem) else None,
-        hosts=tuple(known.get("host", ())),
+        host=host,
+        hosts=tuple(known.get("host", ())) if host is None else (host,),
         parent_pool=chosen.object if isinstance(chosen.object, vim.ResourcePool) else known["resourcePool"],
         pool_path=(chosen if isinstance(chosen.object, vim.ResourcePool) else compute).path,
         vm_folder=folder,

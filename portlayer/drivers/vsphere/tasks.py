@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim, vmodl
 
-from portlayer.drivers.vsphere import faults, views
+from portlayer.drivers.vsphere import views
 from portlayer.drivers.vsphere.faults import TaskLostError
 from portlayer.drivers.vsphere.updates import Updates
 from portlayer.errors import DriverError, NotFoundError
@@ -99,7 +99,7 @@ class Tasks:
         if waiting.values.get("info.state") == vim.TaskInfo.State.success:
             return waiting.values.get("info.result")
         fault = waiting.values.get("info.error") or vmodl.MethodFault(msg="it failed without a fault")
-        raise faults.translated(fault, what) from fault
+        raise await self._session.error(fault, what) from fault
 
     def _show(self, task: vim.Task) -> None:
         """Has the task followed."""

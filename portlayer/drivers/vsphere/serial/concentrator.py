@@ -75,7 +75,8 @@ class Concentrator:
             self._listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         except OSError as error:
             raise DriverError(
-                f"the serial concentrator cannot listen on {self._host}:{self._wanted_port}: {error.strerror or error}"
+                f"the serial concentrator cannot listen on {self._host}:{self._wanted_port}: {error.strerror or error};"
+                " each VCH of a machine needs a --serial-listen of its own"
             ) from error
         self._listener.setblocking(False)
 
