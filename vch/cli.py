@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from vch import launch, passwords, settings, state, vsphere_options
+from vch import launch, passwords, sense, settings, state, vsphere_options
 from vch import status as status_of
 from vch.config_file import config_option
 from vch.errors import ConfigurationError
@@ -43,7 +43,9 @@ def main() -> None:
 @click.option("--host", "hosts", multiple=True, help="unix://PATH or tcp://ADDRESS:PORT for Docker clients; repeatable")
 @click.option("--grpc", "grpc", help="unix://PATH of the gRPC API")
 @click.option("--guest-image", type=click.Path(file_okay=False, path_type=Path), help="Directory made by `make image`")
-@click.option("--default-memory", metavar="SIZE", help="Memory of a VM without --memory, such as 512m")
+@click.option(
+    "--default-memory", metavar="SIZE", callback=sense.size, help="Memory of a VM without --memory, such as 512m"
+)
 @click.option("--default-cpus", type=click.IntRange(1), help="CPUs of a VM without --cpus")
 @click.option("--accelerator", type=click.Choice(["kvm", "tcg"]), help="Default: KVM if it proves to work")
 @click.option(
@@ -53,7 +55,9 @@ def main() -> None:
 @click.option(
     "--pool", type=click.IntRange(0, 64), metavar="N", help="Clones kept waiting, at most  [default: 12, on vSphere 2]"
 )
-@click.option("--pool-memory", metavar="SIZE", help="Memory of the waiting clones, at most  [default: 1g]")
+@click.option(
+    "--pool-memory", metavar="SIZE", callback=sense.size, help="Memory of the waiting clones, at most  [default: 1g]"
+)
 @click.option("--tlscacert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CA of the clients")
 @click.option("--tlscert", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate for TCP")
 @click.option("--tlskey", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its private key")
@@ -82,6 +86,8 @@ def up(
     """
     directory = _state_dir(name, state_dir)
     chosen = _settings(name, directory, options)
+    if password_fd is None:  # else who started this process has seen to it
+        state.require_down(directory)
     password = None
     if chosen.vsphere is not None:
         password = passwords.find(chosen.vsphere) if password_fd is None else passwords.from_descriptor(password_fd)
@@ -189,6 +195,7 @@ def _vsphere(directory: Path, options: dict[str, Any]) -> vsphere_options.Vspher
         for option in ("accelerator", "channel"):
             if options.get(option):
                 raise ConfigurationError(f"--{option} is for QEMU: it makes no sense with --target {chosen.target}")
+        sense.vsphere_settings(chosen)  # what makes no sense is said before a password is asked for
     return chosen
 
 

@@ -5,7 +5,8 @@
     container-network = ["web:VLAN 7", "lab:VLAN 8"]
     affinity-group = true
 
-Keys are the long options without their dashes. Relative paths are beside the file.
+Keys are the long options without their dashes. Relative paths are beside the file. One file is for all commands that
+take one: what is an option of another is passed over.
 """
 
 from __future__ import annotations
@@ -43,20 +44,35 @@ def _use(context: click.Context, _: click.Parameter, file: Path | None) -> None:
             content = tomllib.load(opened)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{file}: {error}") from error
-    known = {
-        option.removeprefix("--"): parameter
-        for parameter in context.command.params
-        if isinstance(parameter, click.Option) and parameter.name not in _NOT_IN_FILES and not parameter.hidden
-        for option in parameter.opts
-        if option.startswith("--")
-    }
+    known = _keys(context.command)
+    others = [_keys(command) for command in _siblings(context)]
     values: dict[str, Any] = {}
     for key, value in content.items():
         if key not in known:
+            if any(key in keys for keys in others):
+                continue
             raise ConfigurationError(f"{file}: {key!r} is no option{_hint(key, known)}")
         parameter = known[key]
         values[str(parameter.name)] = _checked(file, key, value, parameter)
     context.default_map = {**(context.default_map or {}), **values}
+
+
+def _keys(command: click.Command) -> dict[str, click.Option]:
+    """What a file may say to a command."""
+    return {
+        option.removeprefix("--"): parameter
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and parameter.name not in _NOT_IN_FILES and not parameter.hidden
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+
+
+def _siblings(context: click.Context) -> list[click.Command]:
+    """The other commands of the program that take a file."""
+    program = context.parent.command if context.parent else None
+    commands = program.commands.values() if isinstance(program, click.Group) else ()
+    return [one for one in commands if any(parameter.name == "config" for parameter in one.params)]
 
 
 def _checked(file: Path, key: str, value: Any, parameter: click.Option) -> Any:

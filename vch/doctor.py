@@ -16,9 +16,8 @@ import psutil
 from portlayer.drivers import guest_image
 from portlayer.drivers.findings import Finding
 from portlayer.drivers.qemu import accelerator, vsock
-from portlayer.drivers.vsphere import settings as vsphere_settings
 from portlayer.errors import PortLayerError
-from vch.errors import ConfigurationError
+from vch import sense
 from vch.settings import MAX_SOCKET_PATH
 from vch.vsphere_options import Vsphere
 
@@ -48,13 +47,9 @@ def examine_vsphere(vsphere: Vsphere, password: str, state_dir: Path, image_dir:
     from portlayer.drivers.vsphere import doctor
 
     logging.getLogger("portlayer").addHandler(logging.NullHandler())  # what matters is in the findings
-    try:
-        chosen = vsphere_settings.from_options(vsphere.options(), password)
-    except PortLayerError as error:
-        raise ConfigurationError(str(error)) from error
     return [
         _python(),
-        *asyncio.run(doctor.examine(chosen)),
+        *asyncio.run(doctor.examine(sense.vsphere_settings(vsphere, password))),
         _iso(image_dir),
         *_tools(),
         *_space(state_dir),

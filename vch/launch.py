@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from vch import client, passwords, state, supervisor
-from vch.errors import AlreadyUpError, PartError, VchError
+from vch.errors import PartError, VchError
 from vch.logs import PartLog
 from vch.settings import Settings
 
@@ -46,8 +46,6 @@ def foreground(settings: Settings, password: str | None, *, timeout_s: float, re
 def detached(settings: Settings, password: str | None, arguments: list[str], *, timeout_s: float) -> None:
     """Starts `vch up ARGUMENTS` in a session of its own and returns once it serves."""
     state.ensure(settings.state_dir)
-    if state.holder(settings.state_dir) is not None:
-        raise AlreadyUpError(state.already_up(settings.state_dir))
     read, write = os.pipe()
     with os.fdopen(read, "rb") as pipe, (settings.state_dir / _WORDS).open("wb") as words:
         with passwords.filled_pipe(password) as secret:

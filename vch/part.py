@@ -13,6 +13,8 @@ from vch.logs import PartLog
 from vch.passwords import environment, filled_pipe, password_arguments
 
 _READY = b"ready\n"
+# How a part begins its last line, when it knows why it ends.
+_REASON = "Error: "
 _GRACE_SECONDS = 10.0
 # The kernel ends the child when the supervisor is killed, so none is left behind. Python code between fork and exec
 # (preexec_fn) could do that as well, but is not safe next to other threads, and gRPC has some.
@@ -129,7 +131,10 @@ class Part:
             self._log.write(line.decode(errors="replace").rstrip("\r\n"))
 
     def _failure(self, what: str) -> PartError:
-        last = "".join(f"\n  {line}" for line in self._log.last)
+        said = list(self._log.last)
+        if said and said[-1].startswith(_REASON):
+            return PartError(f"{said[-1].removeprefix(_REASON)}\n({self.name} {what}; its log is {self._log.path})")
+        last = "".join(f"\n  {line}" for line in said)
         return PartError(f"{self.name} {what}; its log is {self._log.path}{last and ' and ends with:'}{last}")
 
 

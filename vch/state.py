@@ -80,6 +80,12 @@ def holder(state_dir: Path) -> int | None:
     return None if kind == fcntl.F_UNLCK else pid
 
 
+def require_down(state_dir: Path) -> None:
+    """Raises AlreadyUpError while a process holds the directory."""
+    if holder(state_dir) is not None:
+        raise AlreadyUpError(already_up(state_dir))
+
+
 def already_up(state_dir: Path) -> str:
     """What to say to a second `up`."""
     running = read(state_dir)

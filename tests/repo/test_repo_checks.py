@@ -71,7 +71,10 @@ def test_personality_is_a_pure_client_of_the_api(path: Path) -> None:
 
 @pytest.mark.parametrize("path", _sources("vch"), ids=str)
 def test_vch_starts_the_parts_and_speaks_to_them_by_the_api(path: Path) -> None:
+    """But for `vch doctor`, and for what is asked before there is a port layer: whether options make sense."""
     drivers = ("portlayer.drivers", "portlayer.errors") if path.name == "doctor.py" else ()
+    if path.name == "sense.py":
+        drivers = ("portlayer.config", "portlayer.drivers.vsphere.settings", "portlayer.errors")
     for name in _imports(path):
         assert name.split(".")[0] not in {"tether", "personality"}, name
         assert not name.startswith("portlayer") or name.startswith(("portlayer.v1", *drivers)), name

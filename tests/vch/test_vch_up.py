@@ -98,6 +98,13 @@ def test_a_pool_has_a_limit(vch: Program) -> None:
     assert "0<=x<=64" in done.stderr
 
 
+def test_sizes_are_checked_at_once(vch: Program) -> None:
+    for option in ("--default-memory", "--pool-memory"):
+        done = vch.run("up", "--detach", option, "lots")
+        assert done.returncode == 2
+        assert f"Invalid value for '{option}': 'lots' is no size" in done.stderr
+
+
 @pytest.mark.slow
 def test_part_that_dies_at_the_start_is_the_reason(vch: Program) -> None:
     done = vch.run("up", "--detach", portlayer="die")
@@ -105,6 +112,15 @@ def test_part_that_dies_at_the_start_is_the_reason(vch: Program) -> None:
     assert "portlayer ended with exit code 7 before it served" in done.stderr
     assert "no such thing as a guest image" in done.stderr
     assert not (vch.state_dir / "personality.log").exists()
+
+
+@pytest.mark.slow
+def test_reason_that_a_part_gives_comes_first(vch: Program) -> None:
+    done = vch.run("up", "--detach", portlayer="refuse")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "Error: no datastore 'x'\n(portlayer ended with exit code 1 before it served; its log"
+    )
 
 
 @pytest.mark.slow

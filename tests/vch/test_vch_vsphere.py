@@ -99,6 +99,15 @@ def test_password_from_the_environment_is_not_passed_on(vch: Program) -> None:
     vch.run("down")
 
 
+def test_who_is_up_already_is_asked_for_no_password(vch: Program, password: Path) -> None:
+    assert vch.run("up", "--detach", *EVERYTHING, "--password-file", str(password)).returncode == 0
+    for how in ([], ["--detach"]):
+        done = vch.run("up", *EVERYTHING, *how)
+        assert done.returncode == 1
+        assert "is already up" in done.stderr
+    vch.run("down")
+
+
 def test_without_a_password_or_a_terminal(vch: Program, password: Path) -> None:
     done = vch.run("up", "--detach", *EVERYTHING)
     assert done.returncode == 2
@@ -172,6 +181,9 @@ def test_forced_down_of_a_stopped_one_needs_the_password_again(vch: Program, pas
         ([*EVERYTHING, "--accelerator", "kvm"], "--accelerator is for QEMU"),
         ([*EVERYTHING, "--channel", "vsock"], "--channel is for QEMU"),
         ([*EVERYTHING, "--password-file", "/nowhere"], "does not exist"),
+        # Said at once, before a password is asked for, and not by way of the port layer's log.
+        (["--target", "vcenter"], "Error: --target 'vcenter': write it as USER@HOST"),
+        ([*EVERYTHING, "--cpu-limit", "much"], "Error: --cpu-limit: 'much' is no amount of CPU"),
     ],
 )
 def test_what_makes_no_sense(vch: Program, options: list[str], words: str) -> None:
@@ -229,6 +241,16 @@ def test_a_configuration_file_says_the_same(vch: Program, password: Path, tmp_pa
         "memory_limit": "1g",
         "affinity_group": False,
     }
+
+
+def test_one_file_is_for_up_and_doctor(vch: Program, tmp_path: Path) -> None:
+    file = tmp_path / "vch.toml"
+    file.write_text("pool = 3\ndefault-memory = '512m'")
+    assert "python" in vch.run("doctor", "--config", str(file), "--guest-image", "/nowhere").stdout
+    file.write_text("pol = 3")
+    done = vch.run("doctor", "--config", str(file))
+    assert done.returncode == 2
+    assert "'pol' is no option" in done.stderr
 
 
 @pytest.mark.parametrize(

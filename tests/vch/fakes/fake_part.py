@@ -7,7 +7,7 @@ import time
 
 
 def serve(name: str, ready_fd: int) -> None:
-    """ "die": ends before it serves; "hang": never serves; "brief": serves, then ends when SIGUSR1 comes."""
+    """ "die": ends before it serves; "refuse": too, and says why; "hang": never serves; "brief": serves, then ends when SIGUSR1 comes."""
     behaviour = os.environ.get(f"VCH_FAKE_{name.upper()}", "")
     sys.stderr.write(f"{name} starts\n")
     sys.stderr.flush()
@@ -16,6 +16,9 @@ def serve(name: str, ready_fd: int) -> None:
     if behaviour == "die":
         sys.stderr.write("no such thing as a guest image\n")
         sys.exit(7)
+    if behaviour == "refuse":
+        sys.stderr.write("Error: no datastore 'x'\n")
+        sys.exit(1)
     if behaviour != "hang":
         os.write(ready_fd, b"ready\n")
         os.close(ready_fd)
