@@ -88,7 +88,7 @@ def main(
             raise InvalidArgumentError("--accelerator and --channel are for QEMU: they make no sense with --target")
     except PortLayerError as error:
         raise click.UsageError(str(error)) from error
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # which tells of every request
+    quieten()
     settings = config.Settings(
         state_dir=state_dir.absolute(),
         grpc=address,
@@ -108,6 +108,12 @@ def main(
         uvloop.run(_run(settings, ready_fd))
     except PortLayerError as error:
         raise click.ClickException(str(error)) from error
+
+
+def quieten() -> None:
+    """Libraries that tell of every request: of URLs, where tickets are, and of answers, where cookies are."""
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def raise_descriptor_limit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from vsphere_simulator import HOST, Certificate
 
+from portlayer import main
 from portlayer.drivers.vsphere.endpoint import Endpoint
 from portlayer.drivers.vsphere.upload import Content, Folder
 from portlayer.errors import DriverError, ExhaustedError, NotFoundError
@@ -254,3 +256,15 @@ async def test_another_certificate_is_not_tried_again(
 async def test_source_that_is_gone(server: Server, folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(DriverError, match="No such file"):
         await folder.put(PATH, Content(tmp_path / "gone", 100))
+
+
+async def test_no_cookie_of_a_session_is_in_a_log(
+    server: Server, folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is said of requests by those who make them, `--log-level debug` included."""
+    caplog.set_level(logging.DEBUG)
+    main.quieten()
+    server.answers = [reply(OK, b"", 5, 'Set-Cookie: vmware_soap_session="of the answer"')]
+    await folder.size(PATH)
+    assert "of the answer" not in caplog.text
+    assert "abc" not in caplog.text
