@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +27,7 @@ from vsphere_trouble import (
     rewritten,
 )
 
-from portlayer.drivers.vsphere import inventory_load
+from portlayer.drivers.vsphere import inventory_load, upload
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.errors import DriverError, ExhaustedError, NotFoundError, PortLayerError
 
@@ -85,6 +87,15 @@ async def test_life_of_an_image_disk(datastore: VsphereDatastore, store: Store, 
     assert not store.names("images")
     with pytest.raises(NotFoundError, match=r"one\.squashfs does not exist"):
         await datastore.image_disk_bytes("one.squashfs")
+
+
+async def test_an_upload_that_takes_long_says_how_far_it_is(
+    datastore: VsphereDatastore, source: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "_SAY_S", 0.0)
+    caplog.set_level(logging.INFO)
+    await datastore.put_image_disk("one", source)
+    assert re.search(r"uploading \S.*/one\S*: 2 of [23] MiB", caplog.text)
 
 
 async def test_the_first_one_stays(datastore: VsphereDatastore, store: Store, source: Path, tmp_path: Path) -> None:
@@ -222,9 +233,9 @@ async def test_what_is_locked_keeps_no_port_layer_from_starting(
 async def test_nothing_is_left_when_the_caller_gives_up(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front
 ) -> None:
-    upload = front.inject(store.kind.upload, held(threading.Event()))
+    sending = front.inject(store.kind.upload, held(threading.Event()))
     task = asyncio.create_task(datastore.put_image_disk("one", source))
-    await asyncio.to_thread(upload.hit.wait)
+    await asyncio.to_thread(sending.hit.wait)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

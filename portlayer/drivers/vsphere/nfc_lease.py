@@ -31,7 +31,7 @@ from portlayer.drivers.vsphere.endpoint import Endpoint, lease_context
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.stream_vmdk import StreamVmdk
 from portlayer.drivers.vsphere.updates import Updates
-from portlayer.drivers.vsphere.upload import TIMEOUT, AgainError, Progress, is_distrust, opened, refusal
+from portlayer.drivers.vsphere.upload import TIMEOUT, AgainError, Progress, is_distrust, opened, refusal, said
 from portlayer.errors import ConflictError, DriverError, NotFoundError, PortLayerError
 
 _PATHS = ["state", "info", "error"]
@@ -84,13 +84,12 @@ class Lease:
         if device is None:
             raise DriverError(f"{self._what}: the lease names no disk")
         digests: _Digests = {"sha1": hashlib.sha1(usedforsecurity=False), "sha256": hashlib.sha256()}
-        sent = 0
+        sent, progress = 0, said(self._what, disk.length, on_progress)
 
         def progressed(count: int) -> None:
             nonlocal sent
             sent = count
-            if on_progress is not None:
-                on_progress(count)
+            progress(count)
 
         sending = asyncio.create_task(self._post(device, _pieces(image, disk, digests, progressed), disk.length))
         renewing = asyncio.create_task(self._renew(lambda: 100 * sent // disk.length))

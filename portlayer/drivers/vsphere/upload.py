@@ -17,6 +17,7 @@ import hashlib
 import logging
 import re
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ Progress = Callable[[int], None]
 _T = TypeVar("_T")
 
 CHUNK_BYTES: Final = 1 << 20
+# An upload that takes longer says in the log how far it is, as often; seconds.
+_SAY_S = 10.0
 # Transfers under way at once. They share the link, and the host's service for them is a small one.
 _CONCURRENCY = 4
 # Seconds without a byte. An answer to PUT comes when all is written.
@@ -83,10 +86,11 @@ class Folder:
         `on_progress` hears how many bytes were sent, less than before when it has to begin again.
         """
         what = f"uploading {path}"
+        progress = said(what, content.length, on_progress)
 
         async def attempt() -> str:
             digest = hashlib.sha256()
-            sent = _pieces(content, digest, on_progress)
+            sent = _pieces(content, digest, progress)
             headers = {"Content-Length": str(content.length), "Content-Type": "application/octet-stream"}
             async with contextlib.aclosing(sent), self._answer("PUT", path, what, headers, sent):
                 pass
@@ -189,17 +193,30 @@ def _check_part(answer: httpx.Response, start: int, what: str) -> None:
         raise DriverError(f"{what}: the server does not give parts of files")
 
 
-async def _pieces(content: Content, digest: hashlib._Hash, on_progress: Progress | None) -> AsyncGenerator[bytes, None]:
+def said(what: str, total: int, on_progress: Progress | None) -> Progress:
+    """Hears how many bytes were sent, tells `on_progress`, and now and then the log."""
+    last = time.monotonic()
+
+    def hear(sent: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= _SAY_S:
+            last = now
+            _log.info("%s: %d of %d MiB", what, sent >> 20, total >> 20)
+        if on_progress is not None:
+            on_progress(sent)
+
+    return hear
+
+
+async def _pieces(content: Content, digest: hashlib._Hash, on_progress: Progress) -> AsyncGenerator[bytes, None]:
     with opened(content.source) as file:
         sent = 0
         while sent < content.length:
-            if on_progress is not None:
-                on_progress(sent)
+            on_progress(sent)
             piece = await asyncio.to_thread(_next_piece, file, min(CHUNK_BYTES, content.length - sent), digest)
             sent += len(piece)
             yield piece
-        if on_progress is not None:
-            on_progress(sent)
+        on_progress(sent)
 
 
 def opened(path: Path) -> BinaryIO:
