@@ -7,8 +7,8 @@ import time
 
 
 def serve(name: str, ready_fd: int) -> None:
-    """ "die": ends before it serves; "refuse": too, with a reason; "hang": never serves; "brief": serves, then ends when
-    SIGUSR1 comes.
+    """ "die": ends before it serves; "refuse": too, with a reason; "hang": never serves; "brief": serves, then ends
+    when SIGUSR1 comes.
     """
     behaviour = os.environ.get(f"VCH_FAKE_{name.upper()}", "")
     sys.stderr.write(f"{name} starts\n")
