@@ -130,6 +130,24 @@ async def test_only_so_many_may_hesitate_and_the_oldest_goes() -> None:
             await host.close()
 
 
+async def test_who_floods_the_concentrator_keeps_nobody_else_out() -> None:
+    async with running(max_unidentified=3) as concentrator, asyncio.timeout(60):
+        host = host_of(concentrator)
+        await host.dial()
+        flood = [await asyncio.open_connection(*concentrator.address, local_addr=("127.0.0.2", 0)) for _ in range(5)]
+        for reader, _ in flood[:3]:
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(100):
+                    pass
+        host.send(do_proxy("C", f"vch://{TOKEN}"))
+        await exchange(await concentrator.connect(VM), host)
+        await host.close()
+        for _, writer in flood:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
 async def test_who_does_not_say_in_time_for_whom_it_speaks_is_cut_off() -> None:
     async with running(identify_s=0.1) as concentrator, asyncio.timeout(60):
         host = host_of(concentrator)

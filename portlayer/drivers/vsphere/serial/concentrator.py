@@ -33,9 +33,9 @@ class Concentrator:
 
     `host` and `port` (0: any) are where it listens, `advertise` the name or address that hosts reach it by, needed when
     `host` is a wildcard. `identify_s`: how long a connection may take to say whom it speaks for; at most
-    `max_unidentified` may be about it at once, the oldest has to go. `vmotion_s`: how long a user's bytes are held back
-    for a vMotion's destination; the VM stands still meanwhile, and vSphere gives that 100 s. `drain_s`: how long the
-    last bytes of a vMotion's source may be on their way.
+    `max_unidentified` may be about it at once, or some have to go (see entrance.py). `vmotion_s`: how long a user's
+    bytes are held back for a vMotion's destination; the VM stands still meanwhile, and vSphere gives that 100 s.
+    `drain_s`: how long the last bytes of a vMotion's source may be on their way.
     """
 
     def __init__(

@@ -23,7 +23,8 @@ class Entrance:
     """Takes connections in.
 
     At most `max_unidentified` connections may belong to nobody: then the oldest goes, since an honest host needs a
-    moment only. `identify_s`: seconds that each of them has.
+    moment only, and of those the oldest from the address that has the most, so that one who floods us keeps none but
+    itself out. `identify_s`: seconds that each of them has.
     """
 
     def __init__(
@@ -34,8 +35,8 @@ class Entrance:
         self.identify_s = identify_s
         self._max_unidentified = max_unidentified
         self._doors: set[_Door] = set()
-        # In the order they came: dictionaries keep it.
-        self._unidentified: dict[_Door, None] = {}
+        # By address, in the order they came: dictionaries keep it.
+        self._unidentified: dict[str, dict[_Door, None]] = {}
 
     async def serve(self, listener: socket.socket) -> None:
         """Takes connections in until it is cancelled.
@@ -45,7 +46,7 @@ class Entrance:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock, address = await loop.sock_accept(listener)
             except OSError as error:
                 _log.warning("the serial concentrator cannot accept a connection: %s", error)
                 if error.errno in _EXHAUSTED:
@@ -53,7 +54,7 @@ class Entrance:
                     self._shut_out_oldest()
                     await asyncio.sleep(_RETRY_S)
             else:
-                _Door(self, sock)
+                _Door(self, sock, str(address[0]))
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -66,20 +67,24 @@ class Entrance:
     def entered(self, door: _Door) -> None:
         """A connection is there."""
         self._doors.add(door)
-        self._unidentified[door] = None
-        if len(self._unidentified) > self._max_unidentified:
-            _log.warning("too many connections of no VM: the oldest is closed")
+        self._unidentified.setdefault(door.address, {})[door] = None
+        if sum(map(len, self._unidentified.values())) > self._max_unidentified:
+            _log.warning("too many connections of no VM: the oldest of the address with the most is closed")
             self._shut_out_oldest()
 
     def _shut_out_oldest(self) -> None:
         if self._unidentified:
-            oldest = next(iter(self._unidentified))
+            most = max(self._unidentified.values(), key=len)
+            oldest = next(iter(most))
             self.identified(oldest)
             oldest.abort()
 
     def identified(self, door: _Door) -> None:
         """A connection belongs to a VM."""
-        self._unidentified.pop(door, None)
+        doors = self._unidentified.get(door.address, {})
+        doors.pop(door, None)
+        if not doors:
+            self._unidentified.pop(door.address, None)
 
     def left(self, door: _Door) -> None:
         """A connection is gone."""
@@ -90,8 +95,9 @@ class Entrance:
 class _Door:
     """One connection from the first moment, and the one that is told of its end."""
 
-    def __init__(self, entrance: Entrance, sock: socket.socket) -> None:
+    def __init__(self, entrance: Entrance, sock: socket.socket, address: str) -> None:
         self.gone = asyncio.Event()
+        self.address = address
         self._entrance = entrance
         self._sock = sock
         self._connection = HostConnection(entrance.admissions, self, identify_s=entrance.identify_s)
