@@ -18,7 +18,7 @@ from vsphere_plain import outcome
 from vsphere_simulator import HOST, Simulator
 from vsphere_soap import Call, Reply
 from vsphere_stores import OBJECTS, Kind, Store
-from vsphere_trouble import cut_before, held, raise_fault, rewritten
+from vsphere_trouble import cut_before, fail_task, held, raise_fault, rewritten
 
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.vsphere import files, inventory_load, nfc_lease, site_driver
@@ -156,6 +156,17 @@ async def test_lease_that_is_over_before_the_disk_is_there(
     await datastore.put_image_disk("one", source)
     assert sent.hits == over.hits == 1
     assert (await store.disk("images/one")).startswith(content)
+
+
+async def test_vm_that_cannot_be_removed_goes_with_the_next_import(
+    datastore: VsphereDatastore, store: Store, source: Path, front: Front, tmp_path: Path
+) -> None:
+    (another := tmp_path / "another").write_bytes(b"another")
+    front.inject("Destroy_Task", fail_task(vim.fault.FileLocked()))
+    await datastore.put_image_disk("one", source)
+    assert len(await store.machines()) == 1
+    await datastore.put_image_disk("two", another)
+    assert not await store.machines()
 
 
 async def test_nothing_is_left_when_the_caller_gives_up_before_there_is_a_lease(
