@@ -48,7 +48,7 @@ class Owner(Protocol):
 
 
 class HostConnection(asyncio.Protocol):
-    """See the module's docstring; port.Connection is what a port knows of it.
+    """See the module's docstring; carrier.Connection is what a port knows of it.
 
     `identify_s`: so long it may take to belong to a VM, seconds.
     """
@@ -121,7 +121,7 @@ class HostConnection(asyncio.Protocol):
             _log.info("%s did not say in time for which VM it speaks", self)
             self.close()
 
-    # --- port.Connection
+    # --- carrier.Connection
 
     @property
     def unsent_bytes(self) -> int:

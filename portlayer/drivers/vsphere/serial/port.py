@@ -32,8 +32,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final, Protocol
+from typing import Final
 
+from portlayer.drivers.vsphere.serial.carrier import Connection
 from portlayer.drivers.vsphere.serial.migration import Migrations
 from portlayer.drivers.vsphere.serial.stream import User
 from portlayer.errors import DriverError
@@ -44,38 +45,6 @@ _HELD_FROM_USER: Final = 64 * 1024
 _HELD_FROM_VM: Final = 256 * 1024
 
 _log = logging.getLogger(__name__)
-
-
-class Connection(Protocol):
-    """A connection from an ESXi host, as far as a port knows it."""
-
-    held: bytearray
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether its host does not read what it is sent."""
-
-    @property
-    def unsent_bytes(self) -> int: ...
-
-    def send_data(self, data: bytes) -> None: ...
-
-    def send_go_ahead(self, cookie: bytes) -> None: ...
-
-    def send_not_now(self, sequence: bytes) -> None: ...
-
-    def send_peer_ok(self, cookie: bytes) -> None: ...
-
-    def set_reading(self, reading: bool) -> None: ...
-
-    def half_close(self) -> None:
-        """Tells the host that nothing more will be sent."""
-
-    def close(self) -> None:
-        """Ends it; `Port.lost` will be told."""
-
-    def belong(self) -> None:
-        """It is the VM's from here on."""
 
 
 class Port:
