@@ -14,7 +14,7 @@ from tether_host import PATIENCE_S, Agent, RawHost, Taken, spec, start_request, 
 
 from portlayer.agent import AgentClient
 from portlayer.agent.errors import FAILED_PRECONDITION, NOT_FOUND, AgentRpcError
-from tether.journal import CAPACITY
+from tether.journal import CAPACITY, MAX_CHUNK
 from tether.v1 import tether_pb2 as pb
 
 # Three times what the agent keeps: the writer is blocked most of the time.
@@ -106,7 +106,7 @@ async def test_writer_is_blocked_until_the_host_acknowledges(agent: Agent) -> No
                 async for message in follow:
                     assert message.output.stream == pb.STREAM_STDOUT
                     received += len(message.output.data)
-        assert CAPACITY // 2 < received <= CAPACITY + (64 << 10)
+        assert CAPACITY // 2 < received < CAPACITY + MAX_CHUNK
         assert len((await client.processes()).processes) >= 2
         follow.acknowledge(received)
         taken = await take(follow)
