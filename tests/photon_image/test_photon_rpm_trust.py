@@ -13,6 +13,8 @@ from rpm_bench import Bench
 from rpm_repository import RELEASE, Signer
 from rpm_source import Access
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("who", ["nobody", "stranger"])
 def test_only_signed_packages_are_locked(bench: Bench, stranger: Signer, who: str) -> None:

@@ -187,6 +187,7 @@ async def test_closing_ends_what_waits(line: Line) -> None:
         await agent.hello(timeout_s=1)
 
 
+@pytest.mark.slow
 async def test_a_guest_that_talks_and_does_not_listen_is_not_remembered_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -298,6 +298,7 @@ SEED = make_tar(
 ) + sparse_header(b"hole", 100)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.binary(min_size=1, max_size=12)), max_size=4), st.data())
 def test_a_damaged_layer_is_read_or_refused(changes: list[tuple[int, bytes]], data: st.DataObject) -> None:
@@ -323,6 +324,7 @@ entries = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(entries, max_size=8), min_size=1, max_size=3))
 def test_any_mixture_of_entries_gives_a_tree_inside_the_root(layers: list[list[File]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 from tether_host import Agent, RawHost, Taken, spec, start_request, take, wait_for
 
 from portlayer.agent import AgentClient
@@ -41,6 +42,7 @@ async def test_children_in_the_background_do_not_outlive_init(agent: Agent) -> N
         assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 async def test_child_that_keeps_an_execs_output_open_does_not_hold_up_its_end(agent: Agent) -> None:
     """The process's own output is whole all the same, though the agent's journal was full when it ended."""
     script = "head -c 1300000 /dev/zero; (while :; do echo late; sleep 0.2; done) & echo last; exit 3"
@@ -54,6 +56,7 @@ async def test_child_that_keeps_an_execs_output_open_does_not_hold_up_its_end(ag
         assert taken.stdout.count(b"late\n") < 100
 
 
+@pytest.mark.slow
 async def test_the_same_with_a_terminal(agent: Agent) -> None:
     script = "trap '' HUP; (trap '' HUP; exec sleep 1000) & echo last; exit 3"
     async with agent.connect() as client:
@@ -88,6 +91,7 @@ async def test_output_of_execs_is_handed_over_before_the_power_goes(agent: Agent
         assert await agent.ended() == 0
 
 
+@pytest.mark.slow
 async def test_an_exec_nobody_records_does_not_keep_the_power_on(agent: Agent) -> None:
     async with agent.connect() as client:
         await client.start(start_request(spec("sh", "-c", "read line", stdin=True)))

@@ -18,6 +18,7 @@ def _status(vch: Program) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_detached_serves_until_down(vch: Program) -> None:
     done = vch.run("up", "--detach")
     assert done.returncode == 0, done.stderr
@@ -33,6 +34,7 @@ def test_detached_serves_until_down(vch: Program) -> None:
     assert _status(vch)[0] == 3
 
 
+@pytest.mark.slow
 def test_port_layer_starts_first_and_ends_last(up: Program) -> None:
     up.run("down")
     ended = {}
@@ -60,6 +62,7 @@ def test_two_side_by_side(up: Program, tmp_path: Path) -> None:
     assert _status(up)[0] == 0
 
 
+@pytest.mark.slow
 def test_down_twice_is_no_error(vch: Program) -> None:
     done = vch.run("down")
     assert done.returncode == 0
@@ -92,6 +95,7 @@ def test_options_of_instant_clone_reach_the_port_layer(vch: Program) -> None:
     vch.run("down")
 
 
+@pytest.mark.slow
 def test_a_pool_has_a_limit(vch: Program) -> None:
     done = vch.run("up", "--detach", "--pool", "65")
     assert done.returncode == 2

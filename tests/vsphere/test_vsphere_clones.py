@@ -15,6 +15,7 @@ from portlayer.drivers.vsphere import machine as machine_module
 from portlayer.errors import ConflictError, DriverError, ExhaustedError, PortLayerError
 
 
+@pytest.mark.slow
 async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, short_dial: None) -> None:
     async with site.driver() as driver:
         template = await make_template(driver)
@@ -135,6 +136,7 @@ async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial
         await line.close()
 
 
+@pytest.mark.slow
 async def test_a_serial_port_is_plugged_in_anew_where_the_vm_runs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is suspended cannot be reconfigured, and dials when it goes on. One that does not dial for all that is
     let alone for some time.

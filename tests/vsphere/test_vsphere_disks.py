@@ -130,6 +130,7 @@ async def test_guest_iso_is_a_plain_file(datastore: VsphereDatastore, store: Sto
     assert await datastore.guest_isos() == set()
 
 
+@pytest.mark.slow
 @steps(files=["HEAD"], objects=["CreateFilter"])
 async def test_lost_answers_do_no_harm(store: Store, source: Path, front: Front, step: str) -> None:
     content = source.read_bytes()
@@ -156,6 +157,7 @@ async def test_session_may_end_at_any_step(store: Store, source: Path, front: Fr
     await store.check()
 
 
+@pytest.mark.slow
 async def test_what_is_cut_off_is_sent_again(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front
 ) -> None:
@@ -166,6 +168,7 @@ async def test_what_is_cut_off_is_sent_again(
     assert (await store.disk("images/one")).startswith(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "step", "action", "error", "words"),
     [
@@ -204,6 +207,7 @@ async def test_nothing_is_left_of_a_failure(
         assert await datastore.has_image_disk("one")
 
 
+@pytest.mark.slow
 async def test_what_is_locked_goes_with_the_next_arrival(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front, tmp_path: Path
 ) -> None:
@@ -216,6 +220,7 @@ async def test_what_is_locked_goes_with_the_next_arrival(
     assert not store.left()
 
 
+@pytest.mark.slow
 async def test_what_is_locked_keeps_no_port_layer_from_starting(
     store: Store, source: Path, front: Front, tmp_path: Path
 ) -> None:
@@ -230,6 +235,7 @@ async def test_what_is_locked_keeps_no_port_layer_from_starting(
     await store.check()
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_when_the_caller_gives_up(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front
 ) -> None:

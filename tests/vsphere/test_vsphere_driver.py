@@ -48,6 +48,7 @@ async def test_an_administrator_sees_what_the_vm_is(site: Site) -> None:
         await until(lambda: site.files() == set())
 
 
+@pytest.mark.slow
 async def test_a_console_goes_before_its_vm(site: Site, short_dial: None) -> None:
     """vSphere removes a VM's directory if nothing is left there, and leaves the files of serial ports."""
     root, left = site.front.simulator.datastore_dir(), []
@@ -221,6 +222,7 @@ async def test_the_capacity_is_as_it_was_while_vcenter_is_away(site: Site) -> No
         assert await driver.capacity() == known
 
 
+@pytest.mark.slow
 async def test_a_vcenter_that_does_not_answer_does_not_keep_the_port_layer(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +265,7 @@ async def test_a_vm_that_somebody_removes_is_gone(site: Site) -> None:
         await driver.destroy(machine)
 
 
+@pytest.mark.slow
 async def test_in_a_cluster_without_drs_vms_are_made_on_a_host(site: Site) -> None:
     """Which vCenter wants there."""
     asked = []
@@ -284,6 +287,7 @@ async def test_in_a_cluster_without_drs_vms_are_made_on_a_host(site: Site) -> No
             assert asked.pop() == (None if enabled else host._moId)
 
 
+@pytest.mark.slow
 async def test_a_vch_that_is_dismantled_leaves_images_only(site: Site) -> None:
     async with site.driver() as driver:
         await make_template(driver)
