@@ -17,6 +17,7 @@ from vsphere_trouble import fail_task, fail_task_after
 
 from portlayer.drivers import ext4
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
+from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import DriverError, ExhaustedError, InvalidArgumentError, PortLayerError
 
 MIB = 1 << 20
@@ -201,6 +202,22 @@ async def test_verified_image_disks(store: Store, source: Path, front: Front) ->
 async def test_space(datastore: VsphereDatastore, front: Front) -> None:
     assert 0 < await datastore.free_bytes() <= await datastore.capacity_bytes()
     assert front.calls["RefreshDatastore"] == 1
+
+
+async def test_datacenter_in_a_folder_that_may_not_be_seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its whole path is in the URL of each file: by half of it no file is found."""
+    read = Session.read
+
+    async def read_elsewhere(self: Session, objects: Any, paths: Any) -> dict[Any, dict[str, Any]]:
+        found = await read(self, objects, paths)
+        folder = vim.Folder("group-hidden", self.content.rootFolder._stub)
+        return {one: values | {"parent": folder} for one, values in found.items()}
+
+    datastore = await store.unopened()
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "read", read_elsewhere)
+        with pytest.raises(DriverError, match="not see all folders that DC0 is in"):
+            await datastore.open()
 
 
 async def test_datastore_that_is_gone(store: Store, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pyVmomi import vim
 
+from portlayer.drivers.vsphere import inventory
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError
 
@@ -59,9 +60,12 @@ async def find(session: Session, datacenter: vim.Datacenter, datastore: vim.Data
     facts = (await session.read([datastore], paths)).get(datastore)
     if facts is None or not facts.get("summary.accessible"):
         raise DriverError(f"the datastore {(facts or {}).get('name', datastore)} cannot be reached by any host")
-    path = await _inventory_path(session, datacenter)
+    path = await inventory.path_of(session, datacenter)
+    if not path.startswith("/"):
+        seen = path or f"the datacenter of {facts['name']}"
+        raise DriverError(f"the account may not see all folders that {seen} is in: it needs Read-only on each of them")
     name, url = str(facts["name"]), str(facts["summary.url"])
-    return Place(datacenter, path, datastore, name, url, keeps_objects(facts), facts["browser"])
+    return Place(datacenter, path.removeprefix("/"), datastore, name, url, keeps_objects(facts), facts["browser"])
 
 
 def keeps_objects(facts: Mapping[str, Any]) -> bool:
@@ -130,16 +134,3 @@ class Files:
         except NotFoundError:
             return []
         return list(found.file or ())
-
-
-async def _inventory_path(session: Session, entity: vim.ManagedEntity) -> str:
-    """From below the root folder, with slashes between names."""
-    names: list[str] = []
-    while True:
-        facts = (await session.read([entity], ["name", "parent"])).get(entity)
-        if facts is None:
-            raise DriverError(f"the datacentre of the datastore is gone ({entity})")
-        if (parent := facts.get("parent")) is None:
-            return "/".join(reversed(names))
-        names.append(str(facts["name"]))
-        entity = parent

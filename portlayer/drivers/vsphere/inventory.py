@@ -126,14 +126,13 @@ class Inventory:
 
 async def path_of(session: Session, thing: Any) -> str:
     """The path of one object; it begins with no slash when the account may not see all of it. Raises as the session."""
-    path = ""
-    while True:
+    path, root = "", session.content.rootFolder  # which no path names
+    while thing is not None and thing != root:
         found = (await session.read([thing], ["name", "parent"])).get(thing, {})
         if "name" not in found:
-            return path.lstrip("/")
-        if found.get("parent") is None:  # the root, which no path names
-            return path
-        path, thing = f"/{found['name']}{path}", found["parent"]
+            break
+        path, thing = f"/{found['name']}{path}", found.get("parent")
+    return path if thing == root else path.lstrip("/")
 
 
 def choose(what: str, option: str, entities: Iterable[Entity], wanted: str | None) -> Entity:
