@@ -13,7 +13,7 @@ from vsphere_sessions import denied, opened
 from vsphere_simulator import HOST, Simulator
 
 from portlayer.drivers.findings import Finding
-from portlayer.drivers.vsphere import doctor, host_checks, licences, privileges, reach
+from portlayer.drivers.vsphere import doctor, host_checks, licences, privileges, reach, vcenter_settings
 from portlayer.drivers.vsphere.inventory import Inventory
 from portlayer.drivers.vsphere.privileges import LEAST
 from portlayer.drivers.vsphere.session import Session
@@ -57,8 +57,14 @@ async def open_firewalls(session: Session, rule: str = "vSPC") -> None:
         await session.call(system[path].EnableRuleset, rule, what="opening the firewall")
 
 
+async def set_in_vcenter(session: Session, value: str) -> None:
+    option = vim.option.OptionValue(key=vcenter_settings.KEY, value=value)
+    await session.call(session.content.setting.UpdateOptions, [option], what="setting vCenter up")
+
+
 async def test_all_well(fresh_simulator: Simulator, session: Session) -> None:
     await open_firewalls(session)
+    await set_in_vcenter(session, "true")
     found = await examine(
         fresh_simulator, bridge_network="DC0_DVPG0", image_datastore="LocalDS_1", container_network=["web:VM Network"]
     )
@@ -91,6 +97,14 @@ async def test_firewalls(fresh_simulator: Simulator, session: Session) -> None:
     assert "DC0_C0_H0, DC0_C0_H1" in closed.found
     await open_firewalls(session, "remoteSerialPort")
     assert (await examine(fresh_simulator))["firewall"].level == "ok"
+
+
+async def test_serial_ports_that_vcenter_forgets(fresh_simulator: Simulator, session: Session) -> None:
+    found = (await examine(fresh_simulator))["serial ports in vCenter"]
+    assert (found.level, found.found) == ("warn", f"{vcenter_settings.KEY} is not set")
+    await set_in_vcenter(session, "false")
+    found = (await examine(fresh_simulator))["serial ports in vCenter"]
+    assert (found.level, found.found) == ("warn", f"{vcenter_settings.KEY} is false")
 
 
 async def test_without_drs(fresh_simulator: Simulator, session: Session) -> None:

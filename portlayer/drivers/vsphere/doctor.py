@@ -11,7 +11,7 @@ from typing import Any, Final
 from pyVmomi import vim
 
 from portlayer.drivers.findings import Finding
-from portlayer.drivers.vsphere import files, host_checks, licences, privileges, reach, site
+from portlayer.drivers.vsphere import files, host_checks, licences, privileges, reach, site, vcenter_settings
 from portlayer.drivers.vsphere.host_checks import INSTANT_CLONE, OLDEST, version_of
 from portlayer.drivers.vsphere.privileges import Place, Privilege
 from portlayer.drivers.vsphere.session import Session
@@ -55,6 +55,7 @@ async def _at_site(session: Session, settings: VsphereSettings) -> list[Finding]
         _drs(there, settings),
         *await _privileges(session, there, settings),
         await licences.examine(session, there.hosts),
+        *([await vcenter_settings.examine(session)] if session.is_vcenter else []),
         *findings,
         *await host_checks.examine(session, there, addresses),
     ]
