@@ -100,7 +100,7 @@ async def test_a_clone_that_may_have_the_disk_is_not_removed(site: Site, short_d
         clone = await template.clone()
         trouble = fail_task_after(vim.fault.GenericVmConfigFault(msg="in vain"))
         site.front.inject("ReconfigVM_Task", trouble, when=lambda call: call.target == clone.vm._moId)
-        driver.session.delays_s = ()
+        driver.around.session.delays_s = ()
         broken = site.front.inject(
             "RetrievePropertiesEx",
             unavailable(),
@@ -126,7 +126,7 @@ async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial
         machine = await driver.create(spec(), b"record")
         clone = await template.clone()
         await machine.power_on(clone)
-        host, port = driver.lines.address
+        host, port = driver.around.lines.address
         line = EsxiPort(host, port, f"vch://{clone.token}", clone.uuid, "clone")
         await line.open()
         reader, writer = await machine.open_channel()

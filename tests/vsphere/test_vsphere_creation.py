@@ -49,7 +49,7 @@ async def test_a_creation_that_fails_leaves_nothing(site: Site) -> None:
         assert await driver.list() == []
         await until(lambda: (site.names(), site.files()) == ([], set()))
         with pytest.raises(DriverError, match="not admitted"):
-            await driver.lines.connect(wanted.id[:32])
+            await driver.around.lines.connect(wanted.id[:32])
         await driver.create(wanted, b"record")
 
 

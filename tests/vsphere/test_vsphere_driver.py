@@ -18,8 +18,16 @@ from vsphere_soap import Call, Reply
 from vsphere_trouble import held, raise_fault, unavailable
 
 from portlayer.drivers.base import Change, PowerState
-from portlayer.drivers.vsphere import cloning, extension, extra_config, privileges, session, updates
-from portlayer.drivers.vsphere import driver as driver_module
+from portlayer.drivers.vsphere import (
+    background,
+    cloning,
+    extension,
+    extra_config,
+    privileges,
+    session,
+    updates,
+    vch_surroundings,
+)
 from portlayer.errors import ConflictError, DriverError
 
 
@@ -183,9 +191,9 @@ async def test_views_that_are_not_followed_any_more_are_ended(site: Site) -> Non
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")
         for _ in range(3):  # the connection breaks, the session does not
-            for followed in (driver.session.updates, driver.session.tasks._updates):
+            for followed in (driver.around.session.updates, driver.around.session.tasks._updates):
                 lost = followed._collector
-                await driver.session.call(lost.DestroyPropertyCollector, what="as a crash does")
+                await driver.around.session.call(lost.DestroyPropertyCollector, what="as a crash does")
                 await until(lambda followed=followed, lost=lost: followed._collector not in (None, lost))
             await machine.power_on()
             await machine.power_off()
@@ -198,11 +206,11 @@ async def test_views_that_are_not_followed_any_more_are_ended(site: Site) -> Non
 async def test_who_waits_for_the_end_waits_on_while_vcenter_is_away(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver_module, "_ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(vch_surroundings, "_ASK_AGAIN_S", 0.01)
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")
         await machine.power_on()
-        driver.session.delays_s = ()
+        driver.around.session.delays_s = ()
         away = site.front.inject("RetrievePropertiesEx", unavailable(), times=3)
         waiting = asyncio.ensure_future(machine.wait_off())
         await asyncio.sleep(0)
@@ -217,7 +225,7 @@ async def test_who_waits_for_the_end_waits_on_while_vcenter_is_away(
 async def test_the_capacity_is_as_it_was_while_vcenter_is_away(site: Site) -> None:
     async with site.driver() as driver:
         known = await driver.capacity()
-        driver.session.delays_s = ()
+        driver.around.session.delays_s = ()
         site.front.inject("RetrievePropertiesEx", unavailable())
         assert await driver.capacity() == known
 
@@ -226,7 +234,7 @@ async def test_the_capacity_is_as_it_was_while_vcenter_is_away(site: Site) -> No
 async def test_a_vcenter_that_does_not_answer_does_not_keep_the_port_layer(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, patience in ((driver_module, "_CLOSE_S"), (updates, "_LAST_ANSWER_S"), (session, "_LAST_ANSWER_S")):
+    for module, patience in ((background, "_CLOSE_S"), (updates, "_LAST_ANSWER_S"), (session, "_LAST_ANSWER_S")):
         monkeypatch.setattr(module, patience, 0.1)
     gate = threading.Event()
     try:
@@ -237,7 +245,7 @@ async def test_a_vcenter_that_does_not_answer_does_not_keep_the_port_layer(
                     site.front.inject(method, held(gate), times=None)
                 asking = asyncio.ensure_future(machine.power_state())
                 turning_on = asyncio.ensure_future(machine.power_off())
-                driver.later(machine.rename_as("other"), "renaming")
+                driver.around.later(machine.rename_as("other"), "renaming")
                 await until(lambda: site.front.calls["Rename_Task"] == 1)
                 turning_on.cancel()
             with pytest.raises(DriverError, match="is closed"):
@@ -255,7 +263,7 @@ async def test_a_vm_that_somebody_removes_is_gone(site: Site) -> None:
         machine = await driver.create(spec(), b"record")
         waiting = asyncio.ensure_future(machine.wait_off())
         # One that came and went between two answers of the long poll was never there.
-        await until(lambda: bool(driver.vms.known(site.vm(f"web-{machine.id[:12]}"), "name")))
+        await until(lambda: bool(driver.around.vms.known(site.vm(f"web-{machine.id[:12]}"), "name")))
         outcome(site.vm(f"web-{machine.id[:12]}").Destroy_Task())
         async with asyncio.timeout(10):
             await waiting

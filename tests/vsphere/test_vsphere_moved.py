@@ -56,7 +56,7 @@ class Site:
         spec = MachineSpec(secrets.token_hex(32), "web", 512 * MIB, 1, IMAGE, 16 * MIB)
         machine = await driver.create(spec, b"record")
         await machine.power_on()
-        await until(lambda: driver.vms.known(self.vm(machine), "runtime.powerState") == "poweredOn")
+        await until(lambda: driver.around.vms.known(self.vm(machine), "runtime.powerState") == "poweredOn")
         return machine
 
     def vm(self, machine: Machine) -> Any:
@@ -113,7 +113,7 @@ async def is_followed(site: Site, driver: VsphereDriver, machine: Machine) -> No
     async with asyncio.timeout(20):
         await waiting
     await until(lambda: len(site.words(Change.POWERED_OFF)) > before)
-    assert driver.vms.known(site.vm(machine), "runtime.powerState") == "poweredOff"
+    assert driver.around.vms.known(site.vm(machine), "runtime.powerState") == "poweredOff"
 
 
 async def test_a_moved_vm_stays_its_container(site: Site) -> None:
@@ -204,7 +204,7 @@ async def found_again(site: Site) -> None:
     async with site.driver() as driver:
         [found] = await driver.list()
         assert (found.id, await found.read_record()) == (machine.id, b"record")
-        await until(lambda: driver.vms.known(site.vm(machine), "runtime.powerState") == "poweredOn")
+        await until(lambda: driver.around.vms.known(site.vm(machine), "runtime.powerState") == "poweredOn")
         await is_followed(site, driver, found)
         await driver.destroy(found)
         assert (site.plain.machines(), await driver.dismantle()) == ([], [])
@@ -241,7 +241,7 @@ async def test_containers_in_clones_are_found_too(
         name = f"web-{machine.id[:12]}"
         await until(lambda: name in site.plain.machines())
         vm = site.vm(machine)
-        await until(lambda: driver.vms.known(vm, "name") == name)
+        await until(lambda: driver.around.vms.known(vm, "name") == name)
     site.move(vm)
     async with site.driver() as driver:
         [found] = await driver.list()
@@ -333,7 +333,7 @@ async def test_a_vm_that_left_while_vcenter_does_not_answer_is_not_gone(
     monkeypatch.setattr(virtual_machines, "_LOOK_AGAIN_S", 0.01)
     async with site.driver() as driver:
         machine = await site.machine(driver)
-        driver.session.delays_s = ()
+        driver.around.session.delays_s = ()
         away = site.front.inject("RetrievePropertiesEx", unavailable(), times=3)
         site.move(site.vm(machine))
         await until(lambda: site.words(Change.MOVED))
@@ -350,19 +350,19 @@ async def test_what_left_is_looked_for_together(site: Site, monkeypatch: pytest.
         first, *others = [site.vm(machine) for machine in machines]
         told = asyncio.Event()
         asked: list[int] = []
-        seen = driver.vms._seen
+        seen = driver.around.vms._seen
 
         async def counted(vms: list[Any]) -> list[Any]:
             asked.append(len(vms))
             await told.wait()
             return await seen(vms)
 
-        monkeypatch.setattr(driver.vms, "_seen", counted)
+        monkeypatch.setattr(driver.around.vms, "_seen", counted)
         site.move(first)
         await until(lambda: asked)
         for vm in others:
             site.move(vm)
-        await until(lambda: len(driver.vms._left) == 3)
+        await until(lambda: len(driver.around.vms._left) == 3)
         told.set()
         await until(lambda: len(site.words(Change.MOVED)) == 4)
         assert asked == [1, 3]

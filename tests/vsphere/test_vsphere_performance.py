@@ -307,11 +307,11 @@ async def test_the_simulators_vms_are_asked_for_together(bench: Bench) -> None:
     """It has every counter, in its unit; what they say is made up, and is for all cards and disks at once."""
     machines = [await bench.machine(running=True) for _ in range(3)]
     async with asyncio.timeout(20):  # until it has been told that they run
-        while not all(bench.driver._runs(machine.vm) for machine in machines):
+        while not all(bench.driver.around.vms.is_on(machine.vm) for machine in machines):
             await asyncio.sleep(0.01)
     bench.front.clear()
     found = await asyncio.gather(*(machine.usage() for machine in machines))
-    known = bench.driver._performance._counters
+    known = bench.driver.around.performance._counters
     assert known is not None
     assert set(known.values()) == set(MEASURES)
     for usage in found:

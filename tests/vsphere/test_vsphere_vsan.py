@@ -281,7 +281,7 @@ async def test_containers_are_made_there(front: Front, source: Path, tmp_path: P
         source.write_bytes(b"two")
         broken = asyncio.create_task(datastore.put_image_disk("two", source))
         await asyncio.to_thread(left.hit.wait)
-        contents = await inventory_load.load(driver.session, driver._placement.scope, None, {})
+        contents = await inventory_load.load(driver.around.session, driver._placement.scope, None, {})
         assert len(contents.leftovers) == 1
         broken.cancel()
         await asyncio.gather(broken, return_exceptions=True)

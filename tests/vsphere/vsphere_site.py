@@ -62,7 +62,7 @@ class Site:
                 disk = self.root / "image.squashfs"
                 disk.write_bytes(secrets.token_bytes(MIB))
                 await store.put_image_disk(IMAGE, disk)
-            driver.session.delays_s = DELAYS_S
+            driver.around.session.delays_s = DELAYS_S
             driver.on_change(self.told.append)
             yield driver
 

@@ -22,6 +22,7 @@ NAME = "name"
 # A folder; unset in a vApp.
 PARENT = "parent"
 POWER = "runtime.powerState"
+ON = "poweredOn"
 CONNECTION = "runtime.connectionState"
 CHANGE_VERSION = "config.changeVersion"
 _PATHS = [NAME, PARENT, POWER, CONNECTION, CHANGE_VERSION]
@@ -66,6 +67,10 @@ class VirtualMachines:
     def known(self, vm: vim.VirtualMachine, path: str) -> Any:
         """What a property was when vSphere last told of it; None when it has not yet. May lag behind."""
         return self._known.get(vm._moId, {}).get(path)
+
+    def is_on(self, vm: vim.VirtualMachine) -> bool:
+        """As vSphere told last."""
+        return str(self.known(vm, POWER)) == ON
 
     def change(self, vm: vim.VirtualMachine) -> asyncio.Event:
         """Set at the next change of this VM, or when it goes. Ask before looking at what may change."""
