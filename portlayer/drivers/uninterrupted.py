@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 _PATIENCE_S = 10.0
@@ -31,6 +31,23 @@ async def uninterrupted(work: Coroutine[None, None, _T], *, patience_s: float | 
 async def remotely(work: Coroutine[None, None, _T]) -> _T:
     """As `uninterrupted`, for what a server does: one that is away must not keep the port layer from ending."""
     return await uninterrupted(work, patience_s=_PATIENCE_S)
+
+
+async def remotely_made(work: Coroutine[None, None, _T], undo: Callable[[_T], Coroutine[None, None, None]]) -> _T:
+    """As `remotely`, for work that makes something: what a cancelled caller does not get is undone, however late."""
+    making = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        undoing = asyncio.ensure_future(_undone(making, undo))
+        _running.add(undoing)
+        undoing.add_done_callback(_ended)
+        await asyncio.wait([undoing], timeout=_PATIENCE_S)
+        raise
+
+
+async def _undone(making: asyncio.Future[_T], undo: Callable[[_T], Coroutine[None, None, None]]) -> None:
+    await undo(await making)
 
 
 def _ended(task: asyncio.Future[Any]) -> None:

@@ -149,11 +149,11 @@ async def test_a_serial_port_is_plugged_in_anew_where_the_vm_runs(site: Site, mo
         for step, edits in (("it runs", 2), ("in vain", 0), ("it dialled", 2), ("paused", 0)):
             if step == "it dialled":
                 token = extra(site.vm(f"web-{machine.id[:12]}"))[extra_config.TOKEN]
-                line = EsxiPort(*driver.lines.address, f"vch://{token}", None, "web")
+                line = EsxiPort(*driver.around.lines.address, f"vch://{token}", None, "web")
                 await line.open()
                 await machine.open_channel()
                 await line.close()
-                await driver.lines.wait_disconnected(machine.vc_uuid)
+                await driver.around.lines.wait_disconnected(machine.vc_uuid)
             elif step == "paused":
                 machine._replug.dialled()
                 await machine.pause()

@@ -69,13 +69,14 @@ def test_a_containers_vm() -> None:
     assert (config.name, config.annotation) == ("web-abab", "for people")
     assert (config.memoryMB, config.numCPUs, config.numCoresPerSocket) == (516, 3, 1)  # no less than was asked for
     assert (config.instanceUuid, config.uuid) == (UUID, UUID)
-    assert (config.firmware, config.guestId) == ("bios", "vmwarePhoton64Guest")
+    assert (config.firmware, config.guestId, config.version) == ("bios", "vmwarePhoton64Guest", "vmx-14")
     assert config.files.vmPathName == "[vms]"
     assert [type(one) for one in config.bootOptions.bootOrder] == [vim.vm.BootOptions.BootableCdromDevice]
     extra = {option.key: option.value for option in config.extraConfig}
     assert extra["guestinfo.vch.id"] == SPEC.id
     assert extra["isolation.tools.setInfo.disable"] == "TRUE"
     assert extra["answer.msg.serial.file.open"] == "Append"
+    assert extra["uuid.action"] == "keep"
     assert {change.operation for change in config.deviceChange} == {"add"}
     SoapAdapter.SerializeToStr(config)  # every value has its type
 
@@ -185,10 +186,18 @@ def test_a_disk_that_moves() -> None:
     assert (added.operation, added.fileOperation) == ("add", None)
     assert (added.device.controllerKey, added.device.unitNumber) == (1000, 1)
     assert (added.device.backing.fileName, added.device.backing.diskMode) == (DISKS.writable, "independent_persistent")
-    kept = config_spec.removal(added.device, with_file=False)
-    gone = config_spec.removal(added.device, with_file=True)
-    assert (kept.operation, kept.fileOperation) == ("remove", None)
-    assert (gone.operation, gone.fileOperation) == ("remove", "destroy")
+    off = config_spec.taken_off(added.device)
+    assert (off.operation, off.fileOperation) == ("remove", None)
+
+
+def test_children_are_disks_that_share_what_they_began_as() -> None:
+    devices = [change.device for change in described().deviceChange]
+    assert [one.unitNumber for one in config_spec.children(devices)] == [0, 1]
+    flat = Device.VirtualDisk.FlatVer2BackingInfo
+    own = Device.VirtualDisk(key=1, backing=flat(fileName="[vms] own.vmdk", diskMode="persistent"))
+    base = flat(fileName="[vms] own.vmdk", diskMode="persistent")
+    snapshot = flat(fileName="[vms] own-000001.vmdk", diskMode="persistent", parent=base)
+    assert config_spec.children([own, Device.VirtualDisk(key=2, backing=snapshot)]) == []
 
 
 def test_what_a_boot_changes() -> None:

@@ -28,6 +28,7 @@ from portlayer.drivers.vsphere import (
     updates,
     vch_surroundings,
 )
+from portlayer.drivers.vsphere.driver import VsphereDriver
 from portlayer.errors import ConflictError, DriverError
 
 
@@ -104,18 +105,18 @@ async def test_hosts_that_dial_while_a_port_layer_comes_up_are_not_refused(
         token, uuid = extra(vm)[extra_config.TOKEN], str(vm.config.instanceUuid)
     host = EsxiPort("127.0.0.1", site.serial_port, f"vch://{token}", uuid, "web")
     dialling: list[asyncio.Task[None]] = []
-    load = driver_module.VsphereDriver._load
+    load = VsphereDriver._load
 
-    async def dialled_before(driver: driver_module.VsphereDriver) -> None:
+    async def dialled_before(driver: VsphereDriver) -> None:
         dialling.append(asyncio.create_task(host.open()))
         while host._writer is None:
             await asyncio.sleep(0.01)
         await load(driver)
 
-    monkeypatch.setattr(driver_module.VsphereDriver, "_load", dialled_before)
+    monkeypatch.setattr(VsphereDriver, "_load", dialled_before)
     async with asyncio.timeout(60), site.driver() as driver:
         await dialling[0]
-        assert driver.lines.is_connected(uuid)
+        assert driver.around.lines.is_connected(uuid)
         await host.close()
 
 

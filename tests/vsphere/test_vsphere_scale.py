@@ -73,4 +73,5 @@ async def test_calls_for_each_vm_are_few(fresh_simulator: Simulator, tmp_path: P
     assert found["RetrievePropertiesEx"] <= _ONCE
     assert removed["Destroy_Task"] == _COUNT + 1
     assert removed["PowerOffVM_Task"] == _COUNT
-    assert removed.total() <= 5 * _COUNT + _ONCE
+    assert removed["DeleteVirtualDisk_Task"] == 2 * (_COUNT + 1)
+    assert removed.total() <= 8 * _COUNT + _ONCE

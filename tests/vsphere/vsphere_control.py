@@ -76,6 +76,22 @@ class Control:
                 return child.obj
         return None
 
+    def unshared_parents(self, identity: str) -> set[str]:
+        """What the disks of a VM are children of, and those of no other VM: paths."""
+        chains = _chains(self.read(self.machine(identity), "config.hardware.device"))
+        if not any(parents for _, parents in chains):
+            return set()
+        kinds, root = [vim.VirtualMachine], self._content.rootFolder
+        view = self._content.viewManager.CreateContainerView(root, kinds, True)
+        others = [vm for vm in view.view if vm._moId != identity]
+        view.DestroyView()
+        used = set()
+        for other in others:
+            with contextlib.suppress(vmodl.fault.ManagedObjectNotFound):
+                for disk, parents in _chains(self.read(other, "config.hardware.device")):
+                    used |= {disk, *parents}
+        return {parent for _, parents in chains for parent in parents} - used
+
     def namespace(self, url: str) -> str:
         """By DatastoreNamespaceManager."""
         datacenter = self._content.rootFolder.childEntity[0]
@@ -155,3 +171,16 @@ class Control:
                 taskList=[vim.Extension.TaskTypeInfo(taskID=_TASK_TYPE)],
             )
         )
+
+
+def _chains(values: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The file of each disk, and those that it is a child of."""
+    found = []
+    for device in values.get("config.hardware.device", ()):
+        if isinstance(device, vim.vm.device.VirtualDisk):
+            parents, backing = [], getattr(device.backing, "parent", None)
+            while backing is not None:
+                parents.append(str(backing.fileName))
+                backing = backing.parent
+            found.append((str(device.backing.fileName), parents))
+    return found

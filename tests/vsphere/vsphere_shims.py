@@ -106,6 +106,23 @@ async def instant_clone(front: Front, call: Call, forward: Forward) -> Reply:
     return task_reply(call.method, task._moId)
 
 
+async def destroy(front: Front, call: Call, forward: Forward) -> Reply:
+    """With the disks of a VM goes what they are children of, unless another VM has a child of that, too."""
+    try:
+        parents = await front.controlled(front.control.unshared_parents, call.target)
+    except vmodl.fault.ManagedObjectNotFound:
+        parents = set()
+    reply = await forward()
+    if parents:
+        await front.ended(reply)
+        for parent in parents:
+            store, _, path = parent.removeprefix("[").partition("] ")
+            disk = front.simulator.datastore_dir(store) / path
+            disk.unlink(missing_ok=True)
+            disk.with_name(f"{disk.stem}-flat.vmdk").unlink(missing_ok=True)
+    return reply
+
+
 def _clone(front: Front, source: vim.VirtualMachine, spec: Any, task: vim.Task) -> None:
     control = front.control
     try:
@@ -212,6 +229,7 @@ SHIMS: dict[str, Shim] = {
     "CloneVM_Task": unique_name,
     "ReconfigVM_Task": guarded_change,
     "InstantClone_Task": instant_clone,
+    "Destroy_Task": destroy,
     "MakeDirectory": vsphere_vsan.make_directory,
     "ConvertNamespacePathToUuidPath": vsphere_vsan.convert,
     "ImportVApp": vsphere_vsan.import_vapp,

@@ -29,7 +29,7 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import Clone, DiskNames, Parent, PowerState, Shape, Template
 from portlayer.drivers.shapes import memory_of_template
-from portlayer.drivers.uninterrupted import remotely
+from portlayer.drivers.uninterrupted import remotely, remotely_made
 from portlayer.drivers.vsphere import config_spec, extra_config, once, operations
 from portlayer.drivers.vsphere.extra_config import Boot, TemplateFacts
 from portlayer.drivers.vsphere.inventory_load import Found
@@ -178,7 +178,7 @@ class VsphereTemplate:
         self.resident_bytes = int(values.get(_HOST_MEMORY) or 0) * _MIB
 
     async def clone(self) -> Clone:
-        return await remotely(self._cloning.clone(self._parent, self))
+        return await remotely_made(self._cloning.clone(self._parent, self), lambda made: made.discard())
 
     async def remove(self) -> None:
         self._cloning.forget(self)
@@ -230,7 +230,7 @@ class VsphereCloning:
         self._templates.pop(template.id, None)
 
     async def boot_parent(self, shape: Shape) -> Parent:
-        return await remotely(self._boot_parent(shape))
+        return await remotely_made(self._boot_parent(shape), lambda made: made.discard())
 
     async def clone(self, parent: _Guest, template: VsphereTemplate) -> Clone:
         """On any failure nothing is left of it."""
@@ -271,7 +271,10 @@ class VsphereCloning:
             find = session.content.searchIndex.FindChild
             return await session.call(find, location.folder, name, what="looking for a clone by its name")
 
-        return await once.made(session, clone_it, find, entity=parent.vm, name=name, what=what)
+        async def remove(vm: Any) -> None:
+            await self.around.remove(vm, name)
+
+        return await once.made(session, clone_it, find, remove, entity=parent.vm, what=what)
 
     async def _check(self, parent: _Guest, template: VsphereTemplate) -> None:
         """A template that is not on cannot be cloned ever again: somebody switched it off or removed it."""

@@ -7,9 +7,9 @@
              1       the agent's channel, through the concentrator
     VMXNET3          one for each network of the container's
 
-Both disks are children (delta disks). Removing a VM removes the disks that are attached to it, whoever does it: an
-administrator who deletes a container's VM must not delete the image of all others. The writable disk has a path of its
-own choice, since it moves with the container from VM to VM when that starts in clones.
+Both disks are children (delta disks): an administrator who deletes a container's VM must not delete the image that
+others use; removal.py says what vCenter does all the same. The writable disk has a path of its own choice, since it
+moves with the container from VM to VM when that starts in clones.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from portlayer.errors import ExhaustedError
 # What an administrator may set of a VM's share of its host.
 ALLOCATIONS = ("config.cpuAllocation", "config.memoryAllocation")
 GUEST_ID = "vmwarePhoton64Guest"
+# Of ESXi 6.7, the oldest that a VCH runs on: a VM can go to every host of a cluster, whatever that makes by default.
+HARDWARE_VERSION = "vmx-14"
 IMAGE_UNIT, WRITABLE_UNIT = 0, 1
 CONSOLE_LOG = "console.log"
 SERVICE = "vch://"
@@ -54,6 +56,8 @@ _OPTIONS = {
     "isolation.tools.setInfo.disable": "TRUE",
     # Nobody is there to be asked whether the console goes on in the file of the run before.
     "answer.msg.serial.file.open": "Append",
+    # Nor whether a VM at another path, as when its datastore was mounted anew, is a copy (msg.uuid.altered).
+    "uuid.action": "keep",
 }
 
 
@@ -174,10 +178,16 @@ def disk_at(devices: list[Any], unit: int) -> Any:
     return next((disk for disk in disks if (disk.controllerKey, disk.unitNumber) == (controller, unit)), None)
 
 
-def removal(device: Any, *, with_file: bool) -> vim.vm.device.VirtualDeviceSpec:
-    return vim.vm.device.VirtualDeviceSpec(
-        operation=_Operation.remove, device=device, fileOperation=_FileOperation.destroy if with_file else None
-    )
+def children(devices: list[Any]) -> list[Any]:
+    """A VM's disks that share with others what they began as. Snapshots make children too, not of independent disks."""
+    disks: list[Any] = [device for device in devices if isinstance(device, vim.vm.device.VirtualDisk)]
+    with_parents = [disk for disk in disks if getattr(disk.backing, "parent", None) is not None]
+    return [disk for disk in with_parents if str(disk.backing.diskMode).startswith("independent")]
+
+
+def taken_off(device: Any) -> vim.vm.device.VirtualDeviceSpec:
+    """The device is removed; files of a disk stay, which are removed by themselves (removal.py)."""
+    return vim.vm.device.VirtualDeviceSpec(operation=_Operation.remove, device=device)
 
 
 def nics(backings: Sequence[Any]) -> list[vim.vm.device.VirtualDeviceSpec]:
@@ -288,6 +298,7 @@ def _describe(
 ) -> None:
     config.name = name
     config.guestId = GUEST_ID
+    config.version = HARDWARE_VERSION
     config.instanceUuid = config.uuid = uuid
     config.memoryMB = _memory_mib(memory_bytes)
     config.numCPUs = cpus

@@ -17,7 +17,7 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import Capacity, Cloning, DiskNames, Machine, MachineChange, MachineSpec
 from portlayer.drivers.guest_image import GuestImage
-from portlayer.drivers.uninterrupted import remotely
+from portlayer.drivers.uninterrupted import remotely, remotely_made
 from portlayer.drivers.vsphere import (
     config_spec,
     extension,
@@ -170,12 +170,7 @@ class VsphereDriver:
     async def create(self, spec: MachineSpec, record: bytes) -> Machine:
         if self._roster.get(spec.id) is not None:
             raise AlreadyExistsError(f"machine {spec.id} exists")
-        try:
-            return await remotely(self._create(spec, record))
-        except asyncio.CancelledError:
-            if self._roster.get(spec.id) is not None:
-                await operations.quietly(remotely(self._destroy(spec.id)), "removing a VM that nobody waits for")
-            raise
+        return await remotely_made(self._create(spec, record), lambda made: self._destroy(made.id))
 
     async def list(self) -> list[Machine]:
         return [*self._roster.all()]

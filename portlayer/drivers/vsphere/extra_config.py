@@ -10,6 +10,7 @@
     vch.disk                    where the writable disk is while the VM has lent it to a clone, else empty
     vch.template                of a template: what it is, JSON; "being made" until it is one
     vch.clone                   of a clone that is no container's (yet): its template
+    vch.removal                 of a VM that is being removed: where the disks are that it had, JSON
 
 A value has to stay below 64 KiB and all of guestinfo below 1 MiB (the RPC's limits). All values of one write go in one
 reconfiguration, which vSphere does whole or not at all. A guest can write guestinfo unless it is kept from it: VMs get
@@ -21,7 +22,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -38,6 +39,7 @@ BOOT = "vch.boot"
 LENT_DISK = "vch.disk"
 TEMPLATE = "vch.template"
 CLONE = "vch.clone"
+REMOVAL = "vch.removal"
 # What most records are, whole.
 RECORD_BEGINS = (RECORD_SIZE, RECORD)
 _PIECE = 48 * 1024  # characters
@@ -96,6 +98,20 @@ def template(facts: TemplateFacts) -> dict[str, str]:
 def clone(template_id: str) -> dict[str, str]:
     """Of a clone, which begins with all that its template has; without a template it is a container's."""
     return {CLONE: template_id, TEMPLATE: ""}
+
+
+def removal(paths: Sequence[str]) -> dict[str, str]:
+    return {REMOVAL: msgspec.json.encode(paths).decode()}
+
+
+def read_removal(value: str | None) -> list[str]:
+    """The paths. DriverError when it is nothing of ours."""
+    if not value:
+        return []
+    try:
+        return msgspec.json.decode(value, type=list[str])
+    except msgspec.MsgspecError as error:
+        raise DriverError(f"the VM's {REMOVAL} is not readable: {error}") from error
 
 
 def record(data: bytes) -> dict[str, str]:

@@ -28,7 +28,7 @@ from typing import Any, Final
 from pyVmomi import vim
 
 from portlayer.drivers.uninterrupted import uninterrupted
-from portlayer.drivers.vsphere import extra_config, operations, vmdk
+from portlayer.drivers.vsphere import extra_config, operations, removal, vmdk
 from portlayer.drivers.vsphere.files import Files, Place
 from portlayer.drivers.vsphere.nfc_lease import Lease
 from portlayer.drivers.vsphere.session import Session
@@ -177,7 +177,7 @@ class ImportedDisks(Disks):
         vms = await self._session.read([one for one in children if isinstance(one, vim.VirtualMachine)], ["name"])
         for vm, known in vms.items():
             if known.get("name") == name:
-                await operations.remove(self._session, vm, name)
+                await removal.remove(self._session, vm, name, self._place.datacenter)
 
     async def _copy(self, source: str, path: str) -> None:
         """`source` as vSphere writes it. AlreadyExistsError after an attempt whose answer was lost: it may go on."""

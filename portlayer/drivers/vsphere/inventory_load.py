@@ -22,7 +22,7 @@ from portlayer.errors import DriverError
 _NAME, _UUID = "name", "config.instanceUuid"
 _KEYS = (
     *(extra_config.ID, extra_config.SPEC, extra_config.TOKEN, extra_config.BOOT),
-    *(extra_config.LENT_DISK, extra_config.TEMPLATE, extra_config.CLONE),
+    *(extra_config.LENT_DISK, extra_config.TEMPLATE, extra_config.CLONE, extra_config.REMOVAL),
     *extra_config.RECORD_BEGINS,
 )
 _PATHS = {operations.extra_config_path(key): key for key in _KEYS}
@@ -72,7 +72,9 @@ def _sort(contents: Contents, vms: Mapping[Any, Mapping[str, Any]]) -> None:
     for vm, known in vms.items():
         found = Found(vm, str(known.get(_NAME, vm._moId)), str(known.get(_UUID, "")))
         values = {_PATHS[path]: str(value) for path, value in known.items() if path in _PATHS}
-        if values.get(extra_config.CLONE):
+        if values.get(extra_config.REMOVAL):
+            contents.leftovers.append((found, "its removal has begun"))
+        elif values.get(extra_config.CLONE):
             contents.leftovers.append((found, "a clone that became no container's"))
         elif values.get(extra_config.TEMPLATE):
             contents.templates.append((found, values))

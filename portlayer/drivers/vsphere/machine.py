@@ -21,7 +21,7 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import Clone, MachineSpec, MachineUsage, PowerState
 from portlayer.drivers.uninterrupted import remotely
-from portlayer.drivers.vsphere import config_spec, extra_config, operations
+from portlayer.drivers.vsphere import config_spec, extra_config, operations, virtual_machines
 from portlayer.drivers.vsphere.cloning import VsphereClone
 from portlayer.drivers.vsphere.extra_config import Boot
 from portlayer.drivers.vsphere.replug import Replug
@@ -34,7 +34,10 @@ from portlayer.errors import ConflictError, DriverError, PortLayerError
 _DIAL_S = 15.0
 # Then it is looked at again.
 _PATIENCE_S = 60.0
-_SETTINGS = ["config.hardware.device", "config.hardware.memoryMB", "config.hardware.numCPU", *config_spec.ALLOCATIONS]
+_SETTINGS = [
+    *("config.hardware.device", "config.hardware.memoryMB", "config.hardware.numCPU"),
+    *(*config_spec.ALLOCATIONS, virtual_machines.CHANGE_VERSION),
+]
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +67,9 @@ class VsphereMachine:
         self._vc_uuid = vc_uuid
         self._directory = directory
         self._lock = asyncio.Lock()  # guards the power and the devices
-        self._record = VmRecord(around.session, record, kept.record)
+        self._record = VmRecord(around.session, lambda: (self._vm, self._name), record, kept.record)
+        # A clone that has been asked to become this container's VM, as long as it is not known whether it has.
+        self._offered: VsphereClone | None = None
         # VMs that it was before, until they are removed: one that stayed behind would become the container again.
         self._former: list[Any] = []
 
@@ -107,22 +112,27 @@ class VsphereMachine:
         return self._around.session
 
     async def read_record(self) -> bytes:
-        return await self._record.read(self._vm, self._name)
+        return await self._record.read()
 
     async def write_record(self, record: bytes) -> None:
-        await self._record.write(self._vm, self._name, record)
+        await self._record.write(record)
 
     async def power_state(self) -> PowerState:
         return await self._around.power_state(self._vm, self._name)
 
     async def power_on(self, clone: Clone | None = None) -> None:
+        await remotely(self._power_on(clone))
+
+    async def _power_on(self, clone: Clone | None) -> None:
+        """Whoever does not wait any more: a clone that went while it is given the disk would take that along."""
         try:
             async with self._lock:
+                await self._settle()
                 if clone is None and not self._lent_disk and await self._around.boot() == self._booted:
                     # It can be powered on as it is, which has no effect on one that runs.
-                    await remotely(self._around.power_on(self._vm, self._name))
+                    await self._around.power_on(self._vm, self._name)
                 elif await self.power_state() is not PowerState.RUNNING:
-                    await remotely(self._boot() if clone is None else self._move_into(clone))
+                    await (self._boot() if clone is None else self._move_into(clone))
         finally:
             if clone is not None:
                 await clone.discard()
@@ -173,6 +183,7 @@ class VsphereMachine:
     async def remove(self) -> None:
         """Powers it off and removes VM and disks. No effect when it is gone."""
         async with self._lock:
+            await self._settle()
             for former in list(self._former):
                 await self._around.remove(former, f"that {self._name} was")
             if self._lent_disk:  # back to where it is removed with the VM
@@ -204,9 +215,10 @@ class VsphereMachine:
     async def _take_disks_back(self) -> None:
         """The disks of a VM whose move into a clone came to nothing."""
         devices = await operations.devices(self._session, self._vm, self._name)
-        changes = await self._disks(devices, self._lent_disk)
-        spec = vim.vm.ConfigSpec(deviceChange=changes, extraConfig=config_spec.options(extra_config.lent_disk("")))
-        await operations.reconfigure(self._session, self._vm, spec, f"giving the VM {self._name} its disks back")
+        changes, back = await self._disks(devices, self._lent_disk), extra_config.lent_disk("")
+        spec = vim.vm.ConfigSpec(deviceChange=changes, extraConfig=config_spec.options(back))
+        what = f"giving the VM {self._name} its disks back"
+        await operations.reconfigure_once(self._session, self._vm, spec, what, back)
         self._lent_disk = None
 
     # --- starting in a clone
@@ -217,40 +229,53 @@ class VsphereMachine:
         networks = self._around.card_backings(self._spec.networks)
         writable = await self._lend_disk(networks)
         devices = await operations.devices(self._session, clone.vm, clone.name)
-        record = await self._record.known(self._vm, self._name)
         spec = self._around.described(self._spec)
         spec.deviceChange = await self._disks(devices, writable)
         if not config_spec.cards(devices):
             spec.deviceChange += config_spec.nics(networks)
-        values = extra_config.fixed(self._spec, clone.token) | extra_config.boot(self._booted)
-        spec.extraConfig = config_spec.options(values | extra_config.record(record) | extra_config.clone(""))
-        try:
-            await operations.reconfigure(self._session, clone.vm, spec, f"making {clone.name} the VM of {self._name}")
-        except PortLayerError:
-            if not await self._is_own(clone):
-                raise
-        clone.become_a_containers()
-        before, self._vm, self._vc_uuid, self._lent_disk = self._vm, clone.vm, clone.uuid, None
+        values = extra_config.fixed(self._spec, clone.token) | extra_config.boot(self._booted) | self._mark
+        async with self._record.held() as record:
+            spec.extraConfig = config_spec.options(values | extra_config.record(record))
+            clone.become_a_containers()  # from here on it may have the disk
+            self._offered = clone
+            try:
+                what = f"making {clone.name} the VM of {self._name}"
+                await operations.reconfigure(self._session, clone.vm, spec, what)
+            except PortLayerError:
+                await self._settle()
+                if self._vm is not clone.vm:
+                    raise
+            else:
+                self._become(clone)
+
+    @property
+    def _mark(self) -> dict[str, str]:
+        """What a VM has in extraConfig that is this container's, and no clone has."""
+        return {extra_config.ID: self.id} | extra_config.clone("")
+
+    async def _settle(self) -> None:
+        """Finds out whether the clone that was to become this container's VM has. Raises while nobody can be asked.
+
+        Until then the clone is not to be removed, since the writable disk would go with it; nor is the VM before to be
+        given the disk back, since a clone that has it runs.
+        """
+        if (clone := self._offered) is None:
+            return
+        _log.info("whether %s has become the VM of %s is looked up", clone.name, self._name)
+        if await operations.has_values(self._session, clone.vm, self._mark):
+            self._record.doubt()
+            self._become(clone)
+        else:
+            await clone.remove()
+            self._offered = None
+
+    def _become(self, clone: VsphereClone) -> None:
+        before = self._vm
+        self._around.lines.dismiss(self._vc_uuid)
+        self._vm, self._vc_uuid, self._lent_disk, self._offered = clone.vm, clone.uuid, None, None
         self._former.append(before)
         self._around.is_now_of(self, before)
         self._around.later(self._replace(before, self._name), f"removing the VM that {self._name} was")
-
-    async def _is_own(self, clone: VsphereClone) -> bool:
-        """Whether a clone has become this container's VM, after its reconfiguration seemed to fail.
-
-        While nobody knows, the clone is not to be removed: the writable disk would go with it. Then it stays, and the
-        next port layer finds out.
-        """
-        try:
-            keys = [extra_config.ID, extra_config.CLONE]
-            found = await operations.values_of(self._session, [clone.vm], keys)
-        except PortLayerError:
-            _log.error("the clone %s is kept, as it may have the disk of %s", clone.name, self._name)
-            clone.become_a_containers()
-            self._former.append(clone.vm)  # to be removed with the container
-            raise
-        values = found.get(clone.vm, {})
-        return values.get(extra_config.ID) == self.id and not values.get(extra_config.CLONE)
 
     async def _replace(self, before: Any, name: str) -> None:
         await self._around.remove(before, name)
@@ -259,23 +284,25 @@ class VsphereMachine:
         await self.rename_as(name)
 
     async def _lend_disk(self, networks: Sequence[Any]) -> Any:
-        """Takes the disks off the VM, and notes there where the writable one is, whose backing this gives back."""
-        if self._lent_disk:
-            return self._lent_disk
+        """Takes the writable disk off the VM, and notes there where it is. Gives back the disk's backing."""
         found = await operations.properties(self._session, self._vm, self._name, _SETTINGS)
         devices = list(found.get("config.hardware.device", ()))
         if self._around.was_moved(self._vm) or not config_spec.is_as_made(found, self._spec, networks):
             raise ConflictError(f"the VM {self._name} was changed by an administrator: what it has stays, so it boots")
         writable = config_spec.disk_at(devices, config_spec.WRITABLE_UNIT)
+        if writable is None and self._lent_disk:
+            return self._lent_disk
         if writable is None:
             raise DriverError(f"the VM {self._name} has lost its writable disk")
-        path = str(writable.backing.fileName)
-        removals = [config_spec.removal(writable, with_file=False)]
-        if (image := config_spec.disk_at(devices, config_spec.IMAGE_UNIT)) is not None:
-            removals.append(config_spec.removal(image, with_file=True))
-        spec = vim.vm.ConfigSpec(deviceChange=removals, extraConfig=config_spec.options(extra_config.lent_disk(path)))
-        await operations.reconfigure(self._session, self._vm, spec, f"taking the disks of the VM {self._name}")
-        self._lent_disk = writable.backing
+        lent = extra_config.lent_disk(str(writable.backing.fileName))
+        spec = vim.vm.ConfigSpec(
+            deviceChange=[config_spec.taken_off(writable)],
+            extraConfig=config_spec.options(lent),
+            changeVersion=found.get(virtual_machines.CHANGE_VERSION),  # what it was looked at for is still so
+        )
+        self._lent_disk = writable.backing  # perhaps: a boot looks whether the VM has its disk
+        what = f"taking the disk of the VM {self._name}"
+        await operations.reconfigure_once(self._session, self._vm, spec, what, lent)
         return self._lent_disk
 
     async def _disks(self, devices: list[Any], writable: Any) -> list[Any]:

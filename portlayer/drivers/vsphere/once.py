@@ -17,15 +17,15 @@ async def made(
     session: Session,
     begin: Callable[[], Awaitable[Any]],
     find: Callable[[], Awaitable[Any]],
+    remove: Callable[[Any], Awaitable[None]],
     *,
     entity: Any,
-    name: str,
     what: str,
 ) -> Any:
     """The VM that `begin` makes; on any failure nothing is left of it, as far as vSphere can be asked.
 
-    `find` gives the VM that an attempt of ours made, or None: by something that no other VM has. `entity` is what
-    vSphere keeps the task of making with.
+    `find` gives the VM that an attempt of ours made, or None: by something that no other VM has; `remove` removes it.
+    `entity` is what vSphere keeps the task of making with.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -35,19 +35,12 @@ async def made(
                 raise  # the session has tried for long: there is nobody to ask
             # Either an attempt of ours did it and its answer was lost, or somebody has a VM of that name.
             lost = isinstance(error, AlreadyExistsError | TaskLostError)
-            vm = await _made_before(session, find, entity)
+            await operations.settled(session, entity)
+            vm = await find()
             if vm is not None and lost:
                 return vm
             if vm is not None:
-                await operations.quietly(operations.remove(session, vm, name), f"{what}: clearing up")
+                await operations.quietly(remove(vm), f"{what}: clearing up")
             if not isinstance(error, TaskLostError):
                 raise
     raise DriverError(f"{what}: vSphere forgets what it was asked")
-
-
-async def _made_before(session: Session, find: Callable[[], Awaitable[Any]], entity: Any) -> Any:
-    """What `find` gives once nothing is being made any more."""
-    recent = (await session.read([entity], ["recentTask"])).get(entity, {}).get("recentTask", ())
-    for task in recent:
-        await operations.quietly(session.tasks.outcome(task, "an earlier attempt"), "waiting for it")
-    return await find()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from pyVmomi import vim
@@ -15,8 +15,9 @@ from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import ConflictError, DriverError, NotFoundError, PortLayerError
 
-_POWER = "runtime.powerState"
+POWER = "runtime.powerState"
 _DEVICES = "config.hardware.device"
+_TASKS, _TASK_STATE = "recentTask", "info.state"
 _STATES = {
     "poweredOn": PowerState.RUNNING,
     "poweredOff": PowerState.OFF,
@@ -35,14 +36,18 @@ async def properties(session: Session, vm: Any, name: str, paths: Sequence[str])
 
 
 async def power_state(session: Session, vm: Any, name: str) -> PowerState:
-    state = str((await properties(session, vm, name, [_POWER])).get(_POWER))
-    return _STATES.get(state, PowerState.OFF)
+    return state_of(await properties(session, vm, name, [POWER]))
+
+
+def state_of(found: Mapping[str, Any]) -> PowerState:
+    """As properties of a VM, POWER among them, say."""
+    return _STATES.get(str(found.get(POWER)), PowerState.OFF)
 
 
 async def power_states(session: Session, vms: Sequence[Any]) -> dict[Any, PowerState]:
     """Of those that are there."""
-    found = await session.read(vms, [_POWER])
-    return {vm: _STATES.get(str(values.get(_POWER)), PowerState.OFF) for vm, values in found.items()}
+    found = await session.read(vms, [POWER])
+    return {vm: state_of(values) for vm, values in found.items()}
 
 
 async def devices(session: Session, vm: Any, name: str) -> list[Any]:
@@ -53,13 +58,31 @@ async def reconfigure(session: Session, vm: Any, spec: vim.vm.ConfigSpec, what: 
     await session.run(vm.ReconfigVM_Task, spec, what=what)
 
 
+async def reconfigure_once(
+    session: Session, vm: Any, spec: vim.vm.ConfigSpec, what: str, marks: Mapping[str, str]
+) -> None:
+    """For a change that cannot be made twice: a device that has gone cannot be removed again.
+
+    `marks` are values of the VM's extraConfig that `spec` brings and that were not there before.
+    """
+    try:
+        await reconfigure(session, vm, spec, what)
+    except PortLayerError:
+        if not await has_values(session, vm, marks):
+            raise
+
+
 async def power_off(session: Session, vm: Any, name: str) -> None:
     """No effect when it is off, or gone."""
-    try:
+    with contextlib.suppress(NotFoundError):
         if await power_state(session, vm, name) is not PowerState.OFF:
-            await session.run(vm.PowerOffVM_Task, what=f"powering off the VM {name}")
-    except NotFoundError:
-        return
+            await cut_power(session, vm, name)
+
+
+async def cut_power(session: Session, vm: Any, name: str) -> None:
+    """No effect when it is off. NotFoundError when it is gone."""
+    try:
+        await session.run(vm.PowerOffVM_Task, what=f"powering off the VM {name}")
     except ConflictError as error:
         if not caused_by(error, vim.fault.InvalidPowerState):
             raise
@@ -71,29 +94,6 @@ async def suspend(session: Session, vm: Any, name: str) -> None:
     except ConflictError as error:
         if not caused_by(error, vim.fault.InvalidPowerState):
             raise
-
-
-async def remove(session: Session, vm: Any, name: str, datacenter: Any = None) -> None:
-    """Powers it off and removes it with the disks that are attached to it. No effect when it is gone.
-
-    Of a VM that has run, in that datacenter, what its console wrote goes first: vSphere leaves the files of serial
-    ports, and then the directory of the VM.
-    """
-    await power_off(session, vm, name)
-    if datacenter is not None:
-        await quietly(_remove_console(session, vm, name, datacenter), f"removing the console.log of the VM {name}")
-    try:
-        await session.run(vm.Destroy_Task, what=f"removing the VM {name}")
-    except NotFoundError:
-        if vm in await session.read([vm], ["name"]):
-            raise  # it is something of it that is not found
-
-
-async def _remove_console(session: Session, vm: Any, name: str, datacenter: Any) -> None:
-    with contextlib.suppress(NotFoundError):
-        if (path := config_spec.console_of(await devices(session, vm, name))) is not None:
-            delete = session.content.fileManager.DeleteDatastoreFile_Task
-            await session.run(delete, path, datacenter, what=f"removing {path}")
 
 
 async def plug_in(session: Session, vm: Any, name: str) -> None:
@@ -116,6 +116,35 @@ async def values_of(session: Session, vms: Sequence[Any], keys: Sequence[str]) -
     paths = {extra_config_path(key): key for key in keys}
     found = await session.read(vms, list(paths))
     return {vm: {paths[path]: str(value) for path, value in values.items()} for vm, values in found.items()}
+
+
+async def has_values(session: Session, vm: Any, wanted: Mapping[str, str]) -> bool:
+    """Whether a VM has these values in extraConfig once nothing is being done to it any more.
+
+    After a call whose answer was lost, what it asked for may still be under way.
+    """
+    await settled(session, vm)
+    found = (await values_of(session, [vm], list(wanted))).get(vm, {})
+    return all(found.get(key, "") == value for key, value in wanted.items())
+
+
+async def settled(session: Session, entity: Any) -> None:
+    """Waits for the end of all tasks that vSphere has with this entity now. Raises when they cannot be asked for."""
+    recent = (await session.read([entity], [_TASKS])).get(entity, {}).get(_TASKS, ())
+    while under_way := await _under_way(session, recent):
+        for task in under_way:
+            await quietly(session.tasks.outcome(task, "an earlier attempt"), "waiting for it")
+
+
+async def _under_way(session: Session, tasks: Sequence[Any]) -> list[Any]:
+    try:
+        found = await session.read(tasks, [_TASK_STATE])
+    except NotFoundError:
+        if len(tasks) == 1:
+            return []
+        return [one for task in tasks for one in await _under_way(session, [task])]
+    ended = (vim.TaskInfo.State.success, vim.TaskInfo.State.error)
+    return [task for task, values in found.items() if values.get(_TASK_STATE) not in ended]
 
 
 async def quietly(work: Awaitable[Any], what: str) -> None:

@@ -14,7 +14,7 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import DiskNames, MachineSpec, MachineUsage, PowerState
 from portlayer.drivers.guest_image import GuestImage
-from portlayer.drivers.vsphere import config_spec, hosts, once, operations, virtual_machines, vmdk
+from portlayer.drivers.vsphere import config_spec, hosts, once, removal, virtual_machines, vmdk
 from portlayer.drivers.vsphere.background import Background
 from portlayer.drivers.vsphere.config_spec import Hardware
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
@@ -96,7 +96,10 @@ class VchSurroundings:
             find, where = session.content.searchIndex.FindByUuid, place.datacenter
             return await session.call(find, where, config.instanceUuid, True, True, what="looking for a VM by its uuid")
 
-        return await once.made(session, create, find, entity=place.folder, name=str(config.name), what=what)
+        async def remove(vm: Any) -> None:
+            await self.remove(vm, str(config.name))
+
+        return await once.made(session, create, find, remove, entity=place.folder, what=what)
 
     async def power_state(self, vm: Any, name: str) -> PowerState:
         return await self._power.of(vm, name)
@@ -146,7 +149,7 @@ class VchSurroundings:
             await change.wait()
 
     async def remove(self, vm: Any, name: str) -> None:
-        await operations.remove(self._session, vm, name, self._placement.datacenter)
+        await removal.remove(self._session, vm, name, self._placement.datacenter)
 
     async def usage(self, vm: Any) -> MachineUsage | None:
         return await self.performance.usage(vm)

@@ -8,7 +8,8 @@ refuses a reconfiguration whose changeVersion is not the VM's (ConcurrentAccess)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from pyVmomi import vim
@@ -25,51 +26,70 @@ _VERSION = virtual_machines.CHANGE_VERSION
 
 
 class VmRecord:
-    """Of one container, whose VM may be another one at each call. Methods raise PortLayerError."""
+    """Of one container. `where` gives its VM, which may be another one each time, and the VM's name.
 
-    def __init__(self, session: Session, written: bytes | None, found: Mapping[str, str]) -> None:
+    Methods raise PortLayerError.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        where: Callable[[], tuple[vim.VirtualMachine, str]],
+        written: bytes | None,
+        found: Mapping[str, str],
+    ) -> None:
         """`written`: what the VM was made with, or None. `found`: of its record, what was read with those of others."""
         self._session = session
+        self._where = where
         # For the first look, unless something is written before.
         self._found = found
         self._written = written
         self._lock = asyncio.Lock()
 
-    async def read(self, vm: Any, name: str) -> bytes:
+    async def read(self) -> bytes:
         """What the VM has, which is what `write` expects from now on."""
         found, self._found = self._found, {}
         if found and all(key in found for key in extra_config.record_keys(found)):
             self._written = extra_config.read_record(found)
         else:
-            self._written, _ = await self._look(vm, name)
+            self._written, _ = await self._look(*self._where())
         return self._written
 
-    async def known(self, vm: Any, name: str) -> bytes:
-        """What was last written or read, without asking if that is known."""
-        return await self.read(vm, name) if self._written is None else self._written
-
-    async def write(self, vm: Any, name: str, record: bytes) -> None:
-        """Replaces it, whole or not at all; harmless when repeated. ConflictError when somebody else has written."""
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[bytes]:
+        """What the VM has. Nobody writes another one before this is left, then to the VM that it is by then."""
         async with self._lock:
-            await remotely(self._write(vm, name, record))
+            yield await self.read() if self._written is None else self._written
 
-    async def _write(self, vm: Any, name: str, record: bytes) -> None:
-        self._found = {}
-        values = config_spec.options(extra_config.record(record))
-        for _ in range(_ATTEMPTS):
-            found, version = await self._look(vm, name)
-            if self._written is not None and found not in (self._written, record):
-                raise ConflictError(f"the record of the VM {name} was written by somebody else: is there another VCH?")
-            spec = vim.vm.ConfigSpec(extraConfig=values, changeVersion=version)
-            try:
-                if found != record:
-                    await operations.reconfigure(self._session, vm, spec, f"writing the record of the VM {name}")
-                self._written = record
-                return
-            except ConflictError as error:
-                if not caused_by(error, vim.fault.ConcurrentAccess):
-                    raise
-        raise ConflictError(f"the VM {name} is changed by others all the time: its record is not written")
+    def doubt(self) -> None:
+        """The VM may have an older one than was written last."""
+        self._written, self._found = None, {}
+
+    async def write(self, record: bytes) -> None:
+        """Replaces it, whole or not at all; harmless when repeated. ConflictError when somebody else has written."""
+        await remotely(self._write(record))
+
+    async def _write(self, record: bytes) -> None:
+        async with self._lock:
+            self._found = {}
+            vm, name = self._where()
+            values = config_spec.options(extra_config.record(record))
+            for _ in range(_ATTEMPTS):
+                found, version = await self._look(vm, name)
+                if self._written is not None and found not in (self._written, record):
+                    raise ConflictError(
+                        f"the record of the VM {name} was written by somebody else: is there another VCH?"
+                    )
+                spec = vim.vm.ConfigSpec(extraConfig=values, changeVersion=version)
+                try:
+                    if found != record:
+                        await operations.reconfigure(self._session, vm, spec, f"writing the record of the VM {name}")
+                    self._written = record
+                    return
+                except ConflictError as error:
+                    if not caused_by(error, vim.fault.ConcurrentAccess):
+                        raise
+            raise ConflictError(f"the VM {name} is changed by others all the time: its record is not written")
 
     async def _look(self, vm: Any, name: str) -> tuple[bytes, str]:
         """Record and changeVersion of one instant, mostly by one call."""
