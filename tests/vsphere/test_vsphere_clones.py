@@ -10,7 +10,7 @@ from vsphere_site import MIB, Site, free_port, make_template, spec, until, writa
 from vsphere_trouble import cut_after, fail_task, fail_task_after, unavailable
 
 from portlayer.drivers.base import PowerState, Shape
-from portlayer.drivers.vsphere import cloning, extension, extra_config
+from portlayer.drivers.vsphere import cloning, config_spec, extension, extra_config
 from portlayer.drivers.vsphere import machine as machine_module
 from portlayer.errors import ConflictError, DriverError, ExhaustedError, PortLayerError
 
@@ -161,6 +161,22 @@ async def test_a_serial_port_is_plugged_in_anew_where_the_vm_runs(site: Site, mo
             with pytest.raises(TimeoutError):
                 await machine.open_channel()
             assert site.front.calls["ReconfigVM_Task"] - before == edits
+
+
+async def test_a_vm_that_runs_is_told_where_to_dial_now(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_DIAL_S", 0.05)
+    monkeypatch.setattr(machine_module, "_PATIENCE_S", 0.05)
+    async with site.driver() as driver:
+        await (await driver.create(spec(), b"record")).power_on()
+    site.serial_port = free_port()
+    async with site.driver() as driver:
+        [machine] = await driver.list()
+        with pytest.raises(TimeoutError):
+            await machine.open_channel()
+        devices = site.vm(f"web-{machine.id[:12]}").config.hardware.device
+        [channel] = [one for one in devices if config_spec.is_channel(one)]
+        assert channel.backing.proxyURI == driver.around.lines.uri
+        assert channel.connectable.connected
 
 
 @pytest.mark.slow

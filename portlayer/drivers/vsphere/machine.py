@@ -169,8 +169,9 @@ class VsphereMachine:
 
     async def _plug_in(self) -> None:
         _log.warning("the VM %s has not dialled in for %g s: connecting its serial port", self._name, _DIAL_S)
+        proxy_uri = (await self._around.boot()).proxy_uri
         async with self._lock:
-            await operations.plug_in(self._session, self._vm, self._name)
+            await operations.plug_in(self._session, self._vm, self._name, proxy_uri)
         self._replug.done()
 
     async def writable_disk_usage(self) -> int:

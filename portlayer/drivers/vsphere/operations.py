@@ -96,12 +96,17 @@ async def suspend(session: Session, vm: Any, name: str) -> None:
             raise
 
 
-async def plug_in(session: Session, vm: Any, name: str) -> None:
-    """Pulls the plug of the agent's serial port and puts it in again: ESXi dials when it is connected."""
+async def plug_in(session: Session, vm: Any, name: str, proxy_uri: str) -> None:
+    """Pulls the plug of the agent's serial port and puts it in again: ESXi dials when it is connected.
+
+    It is the moment to say where, too: the backing of a port that is connected cannot be changed.
+    """
     for connected in (False, True):
         channel = next((one for one in await devices(session, vm, name) if config_spec.is_channel(one)), None)
         if channel is None:
             raise DriverError(f"the VM {name} has lost its serial port: its agent is out of reach")
+        if connected:
+            channel.backing.proxyURI = proxy_uri
         spec = vim.vm.ConfigSpec(deviceChange=[config_spec.connection_edit(channel, connected=connected)])
         await reconfigure(session, vm, spec, f"connecting the serial port of the VM {name}")
 
