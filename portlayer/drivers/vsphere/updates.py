@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _Collector = vmodl.query.PropertyCollector
 # vCenter answers after this long when nothing happens; seconds.
 POLL_S = 60
-# Before it is followed again: an error that comes at once each time is not to become a busy loop.
+# Before it is followed again; longer each time that nothing was heard in between, so that an error which comes at once
+# is no busy loop.
 _AGAIN_S = 0.1
 # For the long poll to be answered when it is no longer wanted.
 _LAST_ANSWER_S = 2.0
@@ -60,6 +61,7 @@ class Updates:
         self._collector: Any = None
         self._filters: dict[str, Source] = {}
         self._first = True
+        self._touched: dict[Source, None] = {}
         self._following: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
@@ -95,6 +97,7 @@ class Updates:
         async with self._lock:
             await self._end_collector()
             self._first = True
+            self._touched.clear()
             properties = session.content.propertyCollector
             self._collector = await session.call(properties.CreatePropertyCollector, what="following vSphere")
             for source in self._sources:
@@ -116,6 +119,7 @@ class Updates:
         self._filters[made._moId] = source
 
     async def _follow(self) -> None:
+        again = _AGAIN_S
         while True:
             self._polling = asyncio.create_task(self._poll())
             try:
@@ -126,7 +130,8 @@ class Updates:
                 if self._collector is None:
                     return  # it was ended for good
                 _log.warning("following vSphere broke off: %s", self._polling.exception())
-            await self._session.pause(_AGAIN_S)
+            again = min(2 * again, _RETRY_S) if self._first else _AGAIN_S
+            await self._session.pause(again)
             await self._begin_until_it_works()
 
     async def _begin_until_it_works(self) -> None:
@@ -135,6 +140,8 @@ class Updates:
                 return await self._begin()
             except PortLayerError as error:  # the session has tried for some time before it gave up
                 _log.error("vSphere cannot be followed, trying on: %s", error)
+            except Exception:  # a mistake of ours; but nobody would hear of anything any more
+                _log.exception("vSphere cannot be followed, trying on")
             await self._session.pause(_RETRY_S)
 
     async def _poll(self) -> None:
@@ -145,19 +152,22 @@ class Updates:
             updates = await self._session.poll(self._collector.WaitForUpdatesEx, version, options)
             if updates is not None:
                 version = updates.version
-                self._apply(updates)
+                async with self._lock:  # of a source that is just being added, something may be told before its name
+                    self._apply(updates)
 
     def _apply(self, updates: Any) -> None:
-        # The first answer is the complete picture of everything, also of what has nothing to show.
-        touched = list(self._sources) if self._first else []
         for of_filter in updates.filterSet or ():
             source = self._filters.get(of_filter.filter._moId)
             if source is None:
                 continue
-            touched.append(source)
+            self._touched[source] = None
             for update in of_filter.objectSet or ():
                 source.apply(update)
-        if not updates.truncated:
-            self._first = False
-            for source in touched:
-                source.complete()
+        if updates.truncated:
+            return  # the next answer goes on with this one
+        # The first answer is the complete picture of everything, also of what has nothing to show.
+        touched = list(self._sources if self._first else self._touched)
+        self._touched.clear()
+        self._first = False
+        for source in touched:
+            source.complete()
