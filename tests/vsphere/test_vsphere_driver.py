@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import secrets
 import threading
 
@@ -134,6 +135,21 @@ async def test_a_new_port_layer_finds_everything(site: Site) -> None:
         assert found[first.id].spec == first.spec
         await found[first.id].write_record(b"newest")
         assert await found[first.id].read_record() == b"newest"
+
+
+async def test_a_new_port_layer_writes_no_file_that_is_as_it_should_be(site: Site) -> None:
+    """There may be hundreds of containers, each with a file that says where its VM is."""
+    async with site.driver() as driver:
+        right, wrong = [await driver.create(spec(), b"record") for _ in range(2)]
+        files = [machine.directory / "instance-uuid" for machine in (right, wrong)]
+    kept = files[0].read_text()
+    files[1].write_bytes(b"\xff")
+    for file in files:
+        os.utime(file, ns=(1, 1))
+    async with site.driver():
+        assert files[0].stat().st_mtime_ns == 1
+        assert files[0].read_text() == kept
+        assert len(files[1].read_text()) == len(kept)
 
 
 async def test_a_record_that_somebody_else_wrote_is_not_overwritten(site: Site) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,11 @@ class Roster:
         if before is not None:
             self._by_vm.pop(before._moId, None)
         self._by_vm[machine.vm._moId] = machine
+        file = machine.directory / _UUID_FILE
         try:
-            (machine.directory / _UUID_FILE).write_text(machine.vc_uuid)
+            # After a start it is as it was, for hundreds of machines: those are not written again.
+            if _uuid_in(file) != machine.vc_uuid:
+                file.write_text(machine.vc_uuid)
         except OSError as error:
             _log.warning("if %s is moved, the next port layer may not find it: %s", machine.location, error)
 
@@ -65,10 +70,17 @@ class Roster:
     def expected(self) -> dict[str, str]:
         """The machines that the port layer before had, by their ids, with the instanceUuids of their VMs. Blocks."""
         files = self._directory.glob(f"*/{_UUID_FILE}")
-        return {file.parent.name: vc_uuid for file in files if (vc_uuid := file.read_text())}
+        return {file.parent.name: vc_uuid for file in files if (vc_uuid := _uuid_in(file))}
 
     def remove_stray_directories(self) -> None:
         """Those that are no machine's. Blocks."""
         for path in self._directory.iterdir():
             if path.name not in self._machines:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _uuid_in(file: Path) -> str:
+    """Empty when there is none, or something else: with that vSphere could not be asked."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(uuid.UUID(file.read_text()))
+    return ""
