@@ -29,8 +29,8 @@ from portlayer.drivers.vsphere.serial import Concentrator
 def _nothing_that_vcenter_would_refuse(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test's driver makes a call that only the simulator takes."""
     faults: list[str] = []
-    connect = session.SmartStubAdapter
-    monkeypatch.setattr(session, "SmartStubAdapter", lambda *args, **options: strict(connect(*args, **options), faults))
+    stub = session.Stub
+    monkeypatch.setattr(session, "Stub", lambda **options: strict(stub(**options), faults))
     yield
     assert not faults
 

@@ -290,7 +290,8 @@ def nothing_readable(vm: Any) -> Action:
         f'<obj type="VirtualMachine">{vm._moId}</obj><missingSet><path>runtime.powerState</path>'
         '<fault><fault xsi:type="NoPermission"><object type="VirtualMachine">'
         f"{vm._moId}</object><privilegeId>System.Read</privilegeId></fault><localizedMessage/></fault></missingSet>"
-        "</objects></returnval></RetrievePropertiesExResponse>"
+        '</objects><objects><obj type="SessionManager">SessionManager</obj><propSet><name>currentSession</name>'
+        '<val xsi:type="xsd:string">key</val></propSet></objects></returnval></RetrievePropertiesExResponse>'
     )
 
     async def act(front: Front, call: Call, forward: Forward) -> Reply:

@@ -187,7 +187,21 @@ async def test_a_closed_session_ends_those_who_wait(simulator: Simulator) -> Non
             DriverError,
             "VirtualMachine.Inventory",
         ),
+        (
+            vim.fault.NoPermission(
+                missingPrivileges=[
+                    vim.fault.NoPermission.EntityPrivileges(
+                        entity=vim.Folder("group-v3"), privilegeIds=["Folder.Create", "Folder.Delete"]
+                    )
+                ]
+            ),
+            DriverError,
+            "lacks the privilege Folder.Create, Folder.Delete on group-v3",
+        ),
+        (vim.fault.NotAuthenticated(privilegeId="System.View"), DriverError, "doing: NotAuthenticated"),
+        (vim.fault.PasswordExpired(), DriverError, "doing: the password has expired"),
         (ConnectionResetError(104, "reset"), DriverError, "reset"),
+        (KeyError("none of vSphere's types"), DriverError, "none of vSphere's types"),
     ],
 )
 def test_what_faults_become(fault: Exception, error: type[Exception], words: str) -> None:

@@ -41,6 +41,9 @@ _BEFORE_LOGIN: Final = {
     "LoginExtensionByCertificate",
     "CloneSession",
     "RetrieveServiceContent",
+    # Which read nothing then: the answer says of each property that it is missing.
+    "RetrieveProperties",
+    "RetrievePropertiesEx",
 }
 _LONG: Final = {"WaitForUpdatesEx", "WaitForUpdates"}
 _UNAUTHORIZED = 401
@@ -303,8 +306,7 @@ class Front:
     def _allowed(self, call: Call) -> bool:
         if call.method in _BEFORE_LOGIN or call.cookie in self._sessions:
             return True
-        reads = call.method in ("RetrieveProperties", "RetrievePropertiesEx", "Fetch")
-        return reads and b'type="ServiceInstance"' in call.body
+        return call.method == "Fetch" and b'type="ServiceInstance"' in call.body
 
     def _in_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)

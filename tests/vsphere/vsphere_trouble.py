@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pyVmomi import vmodl
 from vsphere_front import Action, Forward, Front
 from vsphere_http import CutError
-from vsphere_soap import Call, Reply, fault_reply, task_reply
+from vsphere_soap import Call, Reply, envelope, fault_reply, task_reply
 
 _UNAVAILABLE = 503
 _LOOK_S = 0.01
@@ -124,6 +124,36 @@ def drop_session() -> Action:
     async def act(front: Front, call: Call, forward: Forward) -> Reply:
         await front.end_sessions()
         return await forward()
+
+    return act
+
+
+def read_nothing() -> Action:
+    """All sessions end just before the call, a reading, which is answered as ESXi does then: by nothing at all."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        await front.end_sessions()
+        return Reply(200, envelope(f'<{call.method}Response xmlns="urn:vim25"></{call.method}Response>'))
+
+    return act
+
+
+def with_cookie(key: str) -> Action:
+    """The answer has the cookie of a session that is not logged in: vCenter took the caller for somebody new."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        reply = await forward()
+        given = f'vmware_soap_session="{key}"; Path=/; HttpOnly; Secure'
+        return Reply(reply.status, reply.body, (*reply.headers, (b"set-cookie", given.encode())))
+
+    return act
+
+
+def no_soap(body: bytes) -> Action:
+    """Something else than vCenter answers in its place, with success."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        return Reply(200, body, ((b"content-type", b"text/html"),))
 
     return act
 

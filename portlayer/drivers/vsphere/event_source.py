@@ -95,8 +95,7 @@ class EventLog:
 
     async def begin(self, session: Session) -> Any:
         """None, and a line in the log, where the account may not see events."""
-        manager = session.content.sessionManager
-        current = (await session.read([manager], ["currentSession"]))[manager]["currentSession"]
+        current = session.account
         self._own_user = str(current.userName)
         self._since = min(self._since or current.loginTime, current.loginTime)
         try:

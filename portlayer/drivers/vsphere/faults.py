@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
+from xml.parsers.expat import ExpatError
 
 from pyVmomi import vim, vmodl
 
@@ -35,7 +36,7 @@ _CONFLICT = (
 # Worth another try by what they mean: something else is under way, or a host is out of reach for the moment.
 _RETRYABLE = (vim.fault.TaskInProgress, vmodl.fault.HostCommunication, vim.fault.HostConnectFault)
 # How pyvmomi lets a broken connection and a server that answers with something other than SOAP show.
-TRANSPORT_ERRORS = (OSError, http.client.HTTPException, vim.fault.HttpFault)
+TRANSPORT_ERRORS = (OSError, http.client.HTTPException, vim.fault.HttpFault, ExpatError)
 
 
 class TaskLostError(DriverError):
@@ -49,9 +50,10 @@ def translated(fault: BaseException, what: str, name: str = "") -> PortLayerErro
     """
     if isinstance(fault, PortLayerError):
         return fault
-    if isinstance(fault, vim.fault.NoPermission):
-        where = f"{name} ({_id(fault.object)})" if name else _id(fault.object)
-        return DriverError(f"{what}: the account lacks the privilege {fault.privilegeId} on {where}")
+    if isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated):
+        return DriverError(f"{what}: the account lacks {_lacking(fault, name)}")
+    if isinstance(fault, vim.fault.PasswordExpired):
+        return DriverError(f"{what}: the password has expired")
     if isinstance(fault, vim.fault.InvalidLogin):
         return DriverError(f"{what}: user name or password are refused")
     if isinstance(fault, ssl.SSLCertVerificationError):
@@ -91,6 +93,14 @@ def _kind(fault: BaseException) -> type[PortLayerError]:
         (_CONFLICT, ConflictError),
     )
     return next((error for faults, error in kinds if isinstance(fault, faults)), DriverError)
+
+
+def _lacking(fault: vim.fault.NoPermission, name: str) -> str:
+    """Since 7.0 several privileges at once may be named, and then the field for one may be empty."""
+    several = [f"{', '.join(one.privilegeIds)} on {_id(one.entity)}" for one in fault.missingPrivileges or ()]
+    where = f"{name} ({_id(fault.object)})" if name else _id(fault.object)
+    one = f"{fault.privilegeId} on {where}"
+    return f"the privilege {one if fault.privilegeId else ', '.join(several) or one}"
 
 
 def _id(thing: object) -> str:

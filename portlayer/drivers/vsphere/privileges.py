@@ -187,12 +187,10 @@ async def not_granted(session: Session, entities: Sequence[Any], ids: Sequence[s
     """Of privileges by their ids, those that the account that is logged in has not on each of these objects, if any."""
     if not entities or not ids:
         return {}
-    manager = session.content.sessionManager
-    current = (await session.read([manager], ["currentSession"]))[manager]["currentSession"]
     answers = await session.call(
         session.content.authorizationManager.HasPrivilegeOnEntities,
         list(entities),
-        current.key,
+        session.account.key,
         list(ids),
         what="asking for the privileges of the account",
     )

@@ -9,6 +9,9 @@ taken once, states that are as wanted already, changes guarded by a changeVersio
 
 The session stays alive by the long poll of `Updates`; when it ends all the same (an administrator ends it, vCenter
 restarts) the next call logs in again.
+
+**Without a session vSphere still answers who reads**: vCenter says of each property that it is missing, ESXi nothing at
+all, and either looks as if every VM were gone. So each reading has the session itself in it, or it is made again.
 """
 
 from __future__ import annotations
@@ -22,14 +25,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
-from xml.parsers.expat import ExpatError
 
 from pyVim.connect import SmartStubAdapter
 from pyVmomi import vim, vmodl
 
 from portlayer.drivers.vsphere import faults
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint, tls_context
-from portlayer.drivers.vsphere.stub import OnCall, metered
+from portlayer.drivers.vsphere.stub import OnCall, Stub, metered
 from portlayer.drivers.vsphere.tasks import Tasks
 from portlayer.drivers.vsphere.updates import POLL_S, Updates
 from portlayer.errors import DriverError, PortLayerError
@@ -47,9 +49,12 @@ _TRY_S = 30.0
 _LAST_ANSWER_S = 2.0
 _PAGE = 500
 _READING: Final = "reading the inventory"
+# No login is tried for so long after one that was refused, seconds. An account is locked after some wrong passwords in
+# a few minutes (vCenter: five in three), and that is everybody's who uses it.
+_REFUSED_S = 60.0
+# Read with everything: it is there as long as the session is.
+_OWN_SESSION = "currentSession"
 _log = logging.getLogger(__name__)
-# What pyvmomi raises, of all that it may: faults, broken connections, answers that are no SOAP.
-_RAISED = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
 
 
 class Session:
@@ -75,6 +80,8 @@ class Session:
         self._slots = asyncio.Semaphore(concurrency)
         self._login_lock = asyncio.Lock()
         self._logins = 0
+        self._account: Any = None
+        self._no_login_before = 0.0
         self._closing = asyncio.Event()
         self._threads_ended = False
         self._stub: Any = None
@@ -89,6 +96,13 @@ class Session:
         if self._content is None:
             raise DriverError(f"not connected to {self.endpoint.host}")
         return self._content
+
+    @property
+    def account(self) -> Any:
+        """The vim.UserSession of the last login: as whom, and since when by the server's clock."""
+        if self._account is None:
+            raise DriverError(f"not logged in to {self.endpoint.host}")
+        return self._account
 
     @property
     def tls(self) -> Any:
@@ -109,7 +123,7 @@ class Session:
         """Connects and logs in. Nothing is left open when it fails."""
         try:
             self._tls = await self._in_thread(tls_context, self.endpoint)
-            self._stub, self._content = await self._retried(self._connect, f"connecting to {self.endpoint.host}")
+            self._stub, self._content = await self._connected()
             await self._retried_login(0)
             await self.tasks.open()
         except BaseException:
@@ -121,7 +135,7 @@ class Session:
         self._closing.set()
         await asyncio.gather(self.updates.close(), self.tasks.close())
         if self._content is not None and self._logins:
-            with contextlib.suppress(TimeoutError, *_RAISED):
+            with contextlib.suppress(Exception):
                 async with asyncio.timeout(_LAST_ANSWER_S):
                     await self._in_thread(self._content.sessionManager.Logout)
         if self._stub is not None:
@@ -138,7 +152,7 @@ class Session:
         """As `call`, for the one call that takes long on purpose; made once."""
         try:
             return await self._in_thread(method, *args)
-        except _RAISED as fault:
+        except Exception as fault:
             raise faults.translated(fault, f"following {self.endpoint.host}") from fault
 
     async def run(
@@ -181,33 +195,56 @@ class Session:
 
     async def retrieve(self, spec: Any) -> dict[Any, dict[str, Any]]:
         """As `read`, for a FilterSpec of the property collector."""
-        properties = self.content.propertyCollector
-        options = vmodl.query.PropertyCollector.RetrieveOptions(maxObjects=_PAGE)
+        found: dict[Any, dict[str, Any]] = await self._retried(lambda: self._retrieved(spec), _READING)
+        return found
+
+    def _retrieved(self, spec: Any) -> dict[Any, dict[str, Any]]:
+        """Blocks. All pages or nothing: vSphere gives a page once, so what breaks off begins with the first again."""
+        collector = vmodl.query.PropertyCollector
+        properties, manager = self.content.propertyCollector, self.content.sessionManager
+        proof = collector.FilterSpec(
+            propSet=[collector.PropertySpec(type=vim.SessionManager, pathSet=[_OWN_SESSION])],
+            objectSet=[collector.ObjectSpec(obj=manager)],
+        )
         found: dict[Any, dict[str, Any]] = {}
-        page = await self.call(properties.RetrievePropertiesEx, [spec], options, what=_READING)
+        page = properties.RetrievePropertiesEx([proof, spec], collector.RetrieveOptions(maxObjects=_PAGE))
         while page is not None:
             for one in page.objects:
                 found[one.obj] = {item.name: item.val for item in one.propSet or ()}
-            if not page.token:
-                break
-            page = await self.call(
-                properties.ContinueRetrievePropertiesEx, page.token, what="reading more of the inventory"
-            )
+            page = properties.ContinueRetrievePropertiesEx(page.token) if page.token else None
+        if not found.pop(manager, None):
+            raise vim.fault.NotAuthenticated(msg="The session is not authenticated.", object=manager)
         return found
 
     async def error(self, fault: BaseException, what: str) -> PortLayerError:
         """As faults.translated; an object that a privilege is lacking on has its name, by which people know it."""
         name = ""
-        if isinstance(fault, vim.fault.NoPermission) and what != _READING:
+        lacking = isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated)
+        if lacking and what != _READING and (thing := getattr(fault, "object", None)) is not None:
             with contextlib.suppress(PortLayerError):
-                name = str((await self.read([fault.object], ["name"])).get(fault.object, {}).get("name", ""))
+                name = str((await self.read([thing], ["name"])).get(thing, {}).get("name", ""))
         return faults.translated(fault, what, name)
 
+    async def _connected(self) -> tuple[Any, Any]:
+        what = f"connecting to {self.endpoint.host}"
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):  # pyvmomi would wait for the first answer without an end
+                stub, content = await self._retried(self._connect, what)
+        except TimeoutError as error:
+            raise DriverError(f"{what}: it does not answer") from error
+        return stub, content
+
     def _connect(self) -> tuple[Any, Any]:
-        stub = SmartStubAdapter(
-            host=self.endpoint.host,
-            port=self.endpoint.port,
-            sslContext=self._tls,
+        where = {"host": self.endpoint.host, "port": self.endpoint.port, "sslContext": self._tls}
+        try:
+            version = SmartStubAdapter(**where).version
+        except (OSError, http.client.HTTPException):
+            raise
+        except Exception as error:  # bare ones for what is no list of versions: vCenter is not up yet
+            raise http.client.HTTPException(str(error)) from error
+        stub: Any = Stub(
+            **where,
+            version=version,
             poolSize=CONCURRENCY,
             httpConnectionTimeout=_ANSWER_TIMEOUT_S,
         )
@@ -223,10 +260,15 @@ class Session:
                 return
             manager = self.content.sessionManager
             user, password = self._credentials.user, self._credentials.password
+            what = f"logging in to {self.endpoint.host} as {user}"
+            if time.monotonic() < self._no_login_before:
+                raise DriverError(f"{what}: user name or password were refused less than {_REFUSED_S:g} s ago")
             try:
-                await self._in_thread(manager.Login, user, password)
-            except _RAISED as error:
-                raise faults.translated(error, f"logging in to {self.endpoint.host} as {user}") from error
+                self._account = await self._in_thread(manager.Login, user, password)
+            except Exception as error:
+                if isinstance(error, vim.fault.InvalidLogin):
+                    self._no_login_before = time.monotonic() + _REFUSED_S
+                raise faults.translated(error, what) from error
             self._logins += 1
         if seen:
             self.tasks.begin_again()  # what was followed went with the session
@@ -250,7 +292,7 @@ class Session:
                 relogins += 1
                 _log.info("the session with %s is over; logging in again", self.endpoint.host)
                 await self._retried_login(logins)
-            except _RAISED as fault:
+            except Exception as fault:
                 delay = next(delays)
                 late = time.monotonic() >= give_up_at
                 if delay is None or late or not faults.is_retryable(fault) or self._closing.is_set():

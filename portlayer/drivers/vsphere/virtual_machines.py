@@ -137,7 +137,7 @@ class VirtualMachines:
         try:
             found = await self._session.read(vms, [POWER])
         except PortLayerError as error:
-            unseen = caused_by(error, vim.fault.NoPermission)
+            unseen = caused_by(error, vim.fault.NoPermission) and not caused_by(error, vim.fault.NotAuthenticated)
             if not unseen and not isinstance(error, NotFoundError):
                 raise
             if len(vms) > 1:
