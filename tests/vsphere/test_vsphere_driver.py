@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import secrets
 import threading
 
@@ -181,6 +182,32 @@ async def test_vms_of_others_and_broken_ones_are_left_alone(site: Site) -> None:
     async with site.driver() as driver:
         assert await driver.list() == []
     assert site.names() == ["other", name]
+
+
+async def out_of_reach(front: Front, call: Call, forward: Forward) -> Reply:
+    """As vSphere answers of VMs whose datastore no host can read: it has their names, and no configuration."""
+    reply = await forward()
+    body = re.sub(rb"<propSet><name>config\..*?</propSet>", b"", reply.body, flags=re.DOTALL)
+    return Reply(reply.status, body, reply.headers)
+
+
+async def test_logs_stay_while_a_datastore_is_out_of_reach(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        log = machine.directory / "log"
+        log.write_bytes(b"said")
+    name = f"web-{machine.id[:12]}"
+    away = site.front.inject(
+        "RetrievePropertiesEx", out_of_reach, times=None, when=lambda call: b"extraConfig" in call.body
+    )
+    async with site.driver() as driver:
+        assert away.hits
+        assert await driver.list() == []
+        assert f"the VM {name} cannot be read" in caplog.text
+    site.front.clear()
+    async with site.driver() as driver:
+        assert [found.id for found in await driver.list()] == [machine.id]
+        assert log.read_bytes() == b"said"
 
 
 @pytest.mark.slow

@@ -123,8 +123,6 @@ class VsphereDriver:
         await self._session.updates.add(self._vms)
         await self._load()
         await self._session.updates.add(self._events)
-        await asyncio.to_thread(self._roster.remove_stray_directories)
-        self._background.later(self._remove_unused_isos(), "removing guest images that no VM boots")
 
     async def close(self) -> None:
         await self.around.performance.close()
@@ -157,6 +155,9 @@ class VsphereDriver:
                     self._background.later(machine.rename_as(name), f"naming the VM {found.name}")
         for found, values in contents.templates:
             await operations.quietly(self._cloning.load(found, values), f"taking up the template {found.name}")
+        if not contents.is_partial:  # or what a container needs would go that comes back: its logs, its guest image
+            await asyncio.to_thread(self._roster.remove_stray_directories)
+            self._background.later(self._remove_unused_isos(), "removing guest images that no VM boots")
 
     async def _remove_unused_isos(self) -> None:
         """A VM has the guest image that it booted last in its CD-ROM until it boots again."""

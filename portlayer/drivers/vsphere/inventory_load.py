@@ -40,7 +40,7 @@ class Found:
 
 @dataclass
 class Contents:
-    """Everything of ours. What cannot be read is in none of these: it is left alone, for an administrator to see."""
+    """Everything of ours. What cannot be read is none of it: it is left alone, for an administrator to see."""
 
     containers: list[tuple[Found, Kept]] = field(default_factory=list)
     templates: list[tuple[Found, Mapping[str, str]]] = field(default_factory=list)
@@ -48,6 +48,8 @@ class Contents:
     leftovers: list[tuple[Found, str]] = field(default_factory=list)
     # The VMs of those containers and templates that are not in the folder.
     moved: list[Any] = field(default_factory=list)
+    # Whether there is something that may be a container's VM, and cannot be read.
+    is_partial: bool = False
 
 
 async def load(session: Session, scope: Any, pool: Any, expected: Mapping[str, str]) -> Contents:
@@ -80,6 +82,9 @@ def _sort(contents: Contents, vms: Mapping[Any, Mapping[str, Any]]) -> None:
             contents.templates.append((found, values))
         elif extra_config.ID in values:
             _add(contents, found, values)
+        elif _UUID not in known:  # its datastore is out of reach: vSphere does not know what it is
+            contents.is_partial = True
+            _log.warning("the VM %s cannot be read: it is looked at again when the VCH starts again", found.name)
         else:
             _log.info("the VM %s is none of ours: left alone", found.name)
 
@@ -88,6 +93,7 @@ def _add(contents: Contents, found: Found, values: Mapping[str, str]) -> None:
     try:
         contents.containers.append((found, extra_config.read(values)))
     except DriverError as error:
+        contents.is_partial = True
         _log.error("the VM %s is left alone: %s", found.name, error)
 
 
