@@ -31,7 +31,7 @@ from portlayer.drivers.vsphere import (
     vch_surroundings,
 )
 from portlayer.drivers.vsphere.driver import VsphereDriver
-from portlayer.errors import ConflictError, DriverError
+from portlayer.errors import ConflictError, DriverError, ExhaustedError
 
 
 async def test_an_administrator_sees_what_the_vm_is(site: Site) -> None:
@@ -340,6 +340,47 @@ async def test_in_a_cluster_without_drs_vms_are_made_on_a_host(site: Site) -> No
 
 
 @pytest.mark.slow
+async def test_on_a_host_that_was_named_vms_are_powered_on_there(site: Site) -> None:
+    """A cluster with DRS would choose another one, if it were left out."""
+    asked = []
+
+    async def look(front: Front, call: Call, forward: Forward) -> Reply:
+        asked.append(call.reference("host"))
+        return await forward()
+
+    host = site.cluster.host[1]
+    site.compute_resource = host.name
+    site.front.inject("CreateVM_Task", look, times=None)
+    site.front.inject("PowerOnVM_Task", look, times=None)
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        await machine.power_on()
+    assert asked == [host._moId, host._moId]
+
+
+async def test_a_cluster_that_admits_no_more_is_exhausted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(spec(), b"record")
+        vm = site.vm(f"web-{machine.id[:12]}")
+        fault = vim.fault.InsufficientFailoverResourcesFault(msg="Insufficient resources to satisfy HA failover level")
+        refused = vim.cluster.PowerOnVmResult(notAttempted=[vim.cluster.NotAttemptedVmInfo(vm=vm, fault=fault)])
+
+        async def run(*args: object, **options: object) -> object:
+            return refused
+
+        with monkeypatch.context() as patch:
+            patch.setattr(driver.around.session, "run", run)
+            with pytest.raises(ExhaustedError, match=f"powering on the VM {vm.name}: Insuff.*failover level"):
+                await machine.power_on()
+
+
+async def test_what_people_chose_stays_on_its_line(site: Site) -> None:
+    async with site.driver() as driver:
+        machine = await driver.create(dataclasses.replace(spec(), owner="Eve\nowner: Anna\x0b"), b"record")
+        annotation = site.vm(f"web-{machine.id[:12]}").config.annotation
+        assert [line for line in annotation.splitlines() if line.startswith("owner: ")] == ["owner: Eve owner: Anna "]
+
+
 async def test_a_vch_that_is_dismantled_leaves_images_only(site: Site) -> None:
     async with site.driver() as driver:
         await make_template(driver)

@@ -18,7 +18,7 @@ from portlayer.drivers.vsphere.placement import Placement, dismantle, establish,
 from portlayer.drivers.vsphere.resource_pool import unlimited
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.settings import VsphereSettings, from_options
-from portlayer.errors import ExhaustedError, InvalidArgumentError, NotFoundError
+from portlayer.errors import DriverError, ExhaustedError, InvalidArgumentError, NotFoundError
 
 OWN = own_name("red", "0123456789abcdef")
 
@@ -171,6 +171,20 @@ async def test_only_what_is_empty_is_removed(session: Session) -> None:
     inventory = await Inventory.read(session)
     assert not [one.path for one in inventory.all(vim.Folder) + inventory.all(vim.ResourcePool) if OWN in one.path]
     assert await members(session, placed.compute, OWN) is None
+
+
+async def test_a_group_that_cannot_be_removed_keeps_nothing_else(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed = await establish(session, settings(affinity_group=True), OWN)
+
+    async def refused(spec: Any, what: str) -> None:
+        raise DriverError(f"{what}: a rule has it")
+
+    monkeypatch.setattr(placed.affinity, "_reconfigure", refused)
+    assert await dismantle(session, placed) == [f"the VM group {OWN}: removing the VM group {OWN}: a rule has it"]
+    inventory = await Inventory.read(session)
+    assert not [one.path for one in inventory.all(vim.Folder) + inventory.all(vim.ResourcePool) if OWN in one.path]
 
 
 async def members(session: Session, cluster: Any, name: str) -> set[Any] | None:

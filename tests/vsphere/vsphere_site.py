@@ -41,6 +41,7 @@ class Site:
         self.serial_port = free_port()
         self.container_networks: tuple[tuple[str, str], ...] = ()
         self.affinity_group = False
+        self.compute_resource: str | None = None
         self.guest_image = root / "guest"
         make_guest_image(self.guest_image)
 
@@ -55,6 +56,7 @@ class Site:
             bridge_network="VM Network",
             container_networks=self.container_networks,
             affinity_group=self.affinity_group,
+            compute_resource=self.compute_resource,
             serial=SerialSettings(HOST, self.serial_port),
         )
         async with site_driver.opened(settings, self.who, self.root / "state", self.guest_image) as (driver, store):

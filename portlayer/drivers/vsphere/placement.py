@@ -112,7 +112,10 @@ async def dismantle(session: Session, placement: Placement) -> list[str]:
     """Removes what the VCH owns, as far as it is empty; gives back what stays, and why, in words."""
     stays = []
     if placement.affinity is not None:
-        await placement.affinity.remove()
+        try:
+            await placement.affinity.remove()
+        except PortLayerError as error:  # an administrator's rule may have it
+            stays.append(f"the VM group {placement.name}: {error}")
     if placement.owns_folder and not await _remove_folder_if_empty(session, placement.folder, placement.name):
         stays.append(f"the VM folder {placement.name}: it is not empty")
     if placement.owns_pool and not await resource_pool.remove_if_empty(

@@ -19,7 +19,7 @@ from portlayer.drivers.vsphere.background import Background
 from portlayer.drivers.vsphere.config_spec import Hardware
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.extra_config import Boot
-from portlayer.drivers.vsphere.faults import caused_by, words
+from portlayer.drivers.vsphere.faults import caused_by, translated
 from portlayer.drivers.vsphere.machine import VsphereMachine
 from portlayer.drivers.vsphere.performance import Performance
 from portlayer.drivers.vsphere.placement import Placement
@@ -32,6 +32,7 @@ from portlayer.errors import DriverError, NotFoundError, PortLayerError
 
 # Between questions to a vCenter that does not answer, seconds; each of them has been tried for some time.
 _ASK_AGAIN_S = 5.0
+_MAX_LINE = 300  # characters
 _log = logging.getLogger(__name__)
 
 
@@ -105,13 +106,14 @@ class VchSurroundings:
         return await self._power.of(vm, name)
 
     async def power_on(self, vm: Any, name: str) -> None:
-        """Through the data centre where DRS is to choose the host."""
+        """Through the datacenter where DRS is to choose the host. ExhaustedError when admission control refuses."""
         what = f"powering on the VM {name}"
         try:
             if self._placement.drs_enabled:
                 await self._power_on_by_drs(vm, what)
             else:
-                await self._session.run(vm.PowerOnVM_Task, what=what)
+                # Where a host was named: a cluster's DRS would choose another one if it were left out.
+                await self._session.run(vm.PowerOnVM_Task, self._placement.site.host, what=what)
         except PortLayerError as error:
             if not caused_by(error, vim.fault.InvalidPowerState):
                 raise
@@ -125,7 +127,7 @@ class VchSurroundings:
         result = await self._session.run(self._placement.datacenter.PowerOnMultiVM_Task, [vm], [act], what=what)
         for refused in result.notAttempted or ():
             if not isinstance(refused.fault, vim.fault.InvalidPowerState):
-                raise DriverError(f"{what}: {words(refused.fault)}") from refused.fault
+                raise translated(refused.fault, what) from refused.fault
         for attempt in result.attempted or ():
             if attempt.task is not None:
                 await self._session.tasks.outcome(attempt.task, what)
@@ -195,9 +197,10 @@ class VchSurroundings:
 
     def described(self, spec: MachineSpec) -> vim.vm.ConfigSpec:
         about = vim.vm.ConfigSpec(managedBy=self.managed_by)
+        image, owner = _line(spec.image_name or spec.image_disk), _line(spec.owner or "not known")
         about.annotation = (
             f"Container {spec.name} of the virtual container host {self._vch_name}\n"
-            f"id: {spec.id}\nimage: {spec.image_name or spec.image_disk}\nowner: {spec.owner or 'not known'}\n"
+            f"id: {spec.id}\nimage: {image}\nowner: {owner}\n"
             "Belongs to its virtual container host: docker changes and removes it."
         )
         return about
@@ -217,3 +220,8 @@ class VchSurroundings:
 
     def clone_location(self) -> vim.vm.RelocateSpec:
         return vim.vm.RelocateSpec(folder=self._placement.folder, pool=self._placement.resource_pool)
+
+
+def _line(text: str) -> str:
+    """On one line of an annotation, whatever a certificate says: others are not to be imitated, nor XML broken."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_LINE])
