@@ -239,8 +239,8 @@ class InstantClones:
         await clone.wait_off()
         self._watches.pop(clone, None)
         self._pool.drop(clone)
-        await clone.discard()
         self._wake.set()
+        await self._quietly(clone)
 
     def _unwatch(self, clone: Clone) -> None:
         if (watch := self._watches.pop(clone, None)) is not None:

@@ -46,6 +46,7 @@ class FakeGuest:
         self.has_disks = False
 
     async def discard(self) -> None:
+        self._home.maybe_fail("discard")
         if self.vm is not None:
             await self.vm.settle()
         if self in self._home.guests:
@@ -137,7 +138,7 @@ class FakeCloning:
         self.parents_freeze_themselves = False
         # Why guests do not freeze their VMs.
         self.cannot_freeze = ""
-        # Errors of the next "boot", "attach", "freeze", "clone".
+        # Errors of the next "boot", "attach", "freeze", "clone", "discard".
         self.fail_next: dict[str, Exception] = {}
         # While it is clear, a boot does not get on.
         self.may_boot = asyncio.Event()

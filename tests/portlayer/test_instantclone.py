@@ -16,6 +16,7 @@ from fake_driver import FakeMachine
 from portlayer.drivers.base import Clone, MachineSpec, Shape, Template
 from portlayer.errors import DriverError, UnavailableError
 from portlayer.execution import Container
+from portlayer.instantclone import clones
 from portlayer.instantclone.pool import Pool, Waiting
 from portlayer.v1 import system_pb2, types_pb2
 from tether.v1 import tether_pb2
@@ -376,6 +377,21 @@ async def test_a_clone_that_dies_while_it_waits_is_replaced(make_host: MakeHost,
         dead.vm.cut()
         await until(lambda: dead not in cloning.guests and template_of(host).pooled == 1)
         assert (await started(host)).start_method == POOLED
+
+
+async def test_a_dead_clone_that_stays_for_now_is_replaced(
+    make_host: MakeHost, cloning: FakeCloning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hypervisor is away when it is to be removed; the place is filled at once, not at the next look round."""
+    monkeypatch.setattr(clones, "_LOOK_ROUND_S", 3600.0)
+    async with make_host(1) as host:
+        await until(lambda: template_of(host).pooled == 1)
+        (dead,) = cloning.guests
+        assert dead.vm is not None
+        cloning.fail_next["discard"] = DriverError("vSphere does not answer")
+        dead.vm.cut()
+        await until(lambda: dead is not cloning.guests[-1] and template_of(host).pooled == 1)
+        await dead.discard()
 
 
 @pytest.mark.parametrize("pool_size", [0, 1])
