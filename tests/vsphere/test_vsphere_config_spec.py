@@ -10,7 +10,7 @@ import pytest
 from pyVmomi import SoapAdapter, vim
 
 from portlayer.drivers.base import MachineSpec
-from portlayer.drivers.vsphere import config_spec
+from portlayer.drivers.vsphere import as_made, config_spec
 from portlayer.drivers.vsphere.config_spec import Disks, Hardware, Parent
 from portlayer.drivers.vsphere.extra_config import Boot
 from portlayer.errors import ExhaustedError
@@ -227,15 +227,19 @@ def test_plugging_a_device_in_and_out() -> None:
 def test_a_vm_that_nobody_has_touched_is_as_made() -> None:
     networks = (standard(), distributed(), opaque())
     found = made(*networks)
-    assert config_spec.is_as_made(found, SPEC, networks)
+    assert as_made.is_as_made(found, SPEC, networks)
     del found["config.cpuAllocation"]  # which the account may not see
-    assert config_spec.is_as_made(found, SPEC, networks)
-    assert config_spec.is_as_made(made(), SPEC, ())
+    assert as_made.is_as_made(found, SPEC, networks)
+    assert as_made.is_as_made(made(), SPEC, ())
+
+
+def test_a_vm_that_cannot_be_read_is_not_as_made() -> None:
+    assert not as_made.is_as_made({}, SPEC, ())
 
 
 def test_a_vm_that_was_a_clone_is_as_made() -> None:
     """It has the size of its template, which is a power of two."""
-    assert config_spec.is_as_made(made() | {"config.hardware.memoryMB": 1024}, SPEC, ())
+    assert as_made.is_as_made(made() | {"config.hardware.memoryMB": 1024}, SPEC, ())
 
 
 @pytest.mark.parametrize(
@@ -250,13 +254,13 @@ def test_a_vm_that_was_a_clone_is_as_made() -> None:
     ],
 )
 def test_sizes_and_shares_that_were_changed(path: str, value: Any) -> None:
-    assert not config_spec.is_as_made(made() | {path: value}, SPEC, ())
+    assert not as_made.is_as_made(made() | {path: value}, SPEC, ())
 
 
 def test_a_disk_that_was_added() -> None:
     found = made()
     found["config.hardware.device"].append(Device.VirtualDisk(key=2002, controllerKey=-1, unitNumber=2))
-    assert not config_spec.is_as_made(found, SPEC, ())
+    assert not as_made.is_as_made(found, SPEC, ())
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,7 @@ def test_a_disk_that_was_added() -> None:
     ],
 )
 def test_cards_that_were_changed(now: tuple[Any, ...], before: tuple[Any, ...]) -> None:
-    assert not config_spec.is_as_made(made(*now), SPEC, before)
+    assert not as_made.is_as_made(made(*now), SPEC, before)
 
 
 @pytest.mark.parametrize(
@@ -285,4 +289,4 @@ def test_cards_that_were_changed(now: tuple[Any, ...], before: tuple[Any, ...]) 
     ],
 )
 def test_what_vsphere_fills_in_is_no_change(now: Any, before: Any) -> None:
-    assert config_spec.is_as_made(made(now), SPEC, (before,))
+    assert as_made.is_as_made(made(now), SPEC, (before,))

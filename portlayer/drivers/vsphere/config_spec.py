@@ -22,12 +22,9 @@ from pyVmomi import vim
 
 from portlayer.drivers import ext4
 from portlayer.drivers.base import MachineSpec
-from portlayer.drivers.shapes import memory_of_template
 from portlayer.drivers.vsphere.extra_config import Boot
 from portlayer.errors import ExhaustedError
 
-# What an administrator may set of a VM's share of its host.
-ALLOCATIONS = ("config.cpuAllocation", "config.memoryAllocation")
 GUEST_ID = "vmwarePhoton64Guest"
 # Of ESXi 6.7, the oldest that a VCH runs on: a VM can go to every host of a cluster, whatever that makes by default.
 HARDWARE_VERSION = "vmx-14"
@@ -40,7 +37,6 @@ _KIB = 1 << 10
 _MEMORY_GRAIN = 4 * _MIB
 _MAX_NAME = 80
 _MAX_CARDS = 10
-_OWN_DISKS = 2
 # Keys of devices that are being added are negative, and stand for one another within one request. Network cards have
 # those from _NIC downwards.
 _SCSI, _IMAGE, _WRITABLE, _CDROM, _CONSOLE, _CHANNEL, _NIC, _SATA = -1, -2, -3, -4, -5, -6, -7, -100
@@ -222,45 +218,6 @@ def reboot_edits(devices: list[Any], boot: Boot) -> list[vim.vm.device.VirtualDe
     return edits
 
 
-def is_as_made(found: Mapping[str, Any], spec: MachineSpec, networks: Sequence[Any]) -> bool:
-    """Whether a VM, of which `found` has hardware and ALLOCATIONS, is still what `describe` asked for, or what a clone
-    that its container moved into had.
-
-    `networks`: what its network cards were backed by.
-    """
-    memory = {_memory_mib(spec.memory_bytes), _memory_mib(memory_of_template(spec.memory_bytes))}
-    as_large = found.get("config.hardware.memoryMB") in memory and found.get("config.hardware.numCPU") == spec.cpus
-    disks = [one for one in found["config.hardware.device"] if isinstance(one, vim.vm.device.VirtualDisk)]
-    plugged = [card.backing for card in cards(found["config.hardware.device"])]
-    on_networks = len(plugged) == len(networks) and all(map(_is_same_network, plugged, networks))
-    shares = all(_is_default(found.get(path)) for path in ALLOCATIONS)
-    return as_large and len(disks) <= _OWN_DISKS and on_networks and shares
-
-
-def _is_same_network(backing: Any, wanted: Any) -> bool:
-    """Of backings of network cards. What vSphere fills in does not count: a switch's port, a port group's new name."""
-    if type(backing) is not type(wanted):
-        return False
-    if isinstance(wanted, vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo):
-        return (backing.port.switchUuid, backing.port.portgroupKey) == (
-            wanted.port.switchUuid,
-            wanted.port.portgroupKey,
-        )
-    if isinstance(wanted, vim.vm.device.VirtualEthernetCard.OpaqueNetworkBackingInfo):
-        return bool(backing.opaqueNetworkId == wanted.opaqueNetworkId)
-    if backing.network is not None and wanted.network is not None:
-        return bool(backing.network == wanted.network)
-    return bool(backing.deviceName == wanted.deviceName)
-
-
-def _is_default(allocation: Any) -> bool:
-    """Of vim.ResourceAllocationInfo: no limit, no reservation, no more nor less shares than others."""
-    if allocation is None:
-        return True
-    shares = allocation.shares is None or allocation.shares.level == vim.SharesInfo.Level.normal
-    return shares and (allocation.limit in (None, -1)) and not allocation.reservation
-
-
 def console_edits(devices: list[Any], name: str) -> list[vim.vm.device.VirtualDeviceSpec]:
     """Gives an instant clone of that name a console of its own: ports backed by files may be changed on the way."""
     edits = []
@@ -300,7 +257,7 @@ def _describe(
     config.guestId = GUEST_ID
     config.version = HARDWARE_VERSION
     config.instanceUuid = config.uuid = uuid
-    config.memoryMB = _memory_mib(memory_bytes)
+    config.memoryMB = memory_mib(memory_bytes)
     config.numCPUs = cpus
     config.numCoresPerSocket = 1
     config.firmware = vim.vm.GuestOsDescriptor.FirmwareType.bios
@@ -310,7 +267,7 @@ def _describe(
     config.deviceChange = [_scsi_controller(), *_boot_devices(hardware, name), *nics(hardware.networks)]
 
 
-def _memory_mib(memory_bytes: int) -> int:
+def memory_mib(memory_bytes: int) -> int:
     """At least so much, as a VM can have it."""
     return -(-memory_bytes // _MEMORY_GRAIN) * _MEMORY_GRAIN // _MIB
 

@@ -21,7 +21,7 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import Clone, MachineSpec, MachineUsage, PowerState
 from portlayer.drivers.uninterrupted import remotely
-from portlayer.drivers.vsphere import config_spec, extra_config, operations, virtual_machines
+from portlayer.drivers.vsphere import as_made, config_spec, extra_config, operations, virtual_machines
 from portlayer.drivers.vsphere.cloning import VsphereClone
 from portlayer.drivers.vsphere.extra_config import Boot
 from portlayer.drivers.vsphere.replug import Replug
@@ -34,10 +34,6 @@ from portlayer.errors import ConflictError, DriverError, PortLayerError
 _DIAL_S = 15.0
 # Then it is looked at again.
 _PATIENCE_S = 60.0
-_SETTINGS = [
-    *("config.hardware.device", "config.hardware.memoryMB", "config.hardware.numCPU"),
-    *(*config_spec.ALLOCATIONS, virtual_machines.CHANGE_VERSION),
-]
 _log = logging.getLogger(__name__)
 
 
@@ -286,9 +282,11 @@ class VsphereMachine:
 
     async def _lend_disk(self, networks: Sequence[Any]) -> Any:
         """Takes the writable disk off the VM, and notes there where it is. Gives back the disk's backing."""
-        found = await operations.properties(self._session, self._vm, self._name, _SETTINGS)
+        found = await operations.properties(
+            self._session, self._vm, self._name, [*as_made.PATHS, virtual_machines.CHANGE_VERSION]
+        )
         devices = list(found.get("config.hardware.device", ()))
-        if self._around.was_moved(self._vm) or not config_spec.is_as_made(found, self._spec, networks):
+        if self._around.was_moved(self._vm) or not as_made.is_as_made(found, self._spec, networks):
             raise ConflictError(f"the VM {self._name} was changed by an administrator: what it has stays, so it boots")
         writable = config_spec.disk_at(devices, config_spec.WRITABLE_UNIT)
         if writable is None and self._lent_disk:
