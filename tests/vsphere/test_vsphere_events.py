@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 from pyVmomi.VmomiSupport import CreateArrayType
 from vsphere_front import Front
 from vsphere_machines import Bench, settings
@@ -250,10 +250,21 @@ async def again(bench: Bench, front: Front) -> AsyncIterator[Any]:
         await session.close()
 
 
+@pytest.mark.parametrize(
+    "denied",
+    [
+        vim.fault.NoPermission(privilegeId="System.View", object=vim.Folder("group-v1")),
+        vmodl.fault.InvalidArgument(invalidProperty="filter.entity"),
+    ],
+    ids=["NoPermission", "InvalidArgument"],
+)
 async def test_without_the_right_to_see_events_the_rest_goes_on(
-    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    denied: vmodl.MethodFault,
+    front: Front,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    denied = vim.fault.NoPermission(privilegeId="System.View", object=vim.Folder("group-v1"))
     front.inject("CreateCollectorForEvents", raise_fault(denied), times=100)
     async with Bench.open(front, tmp_path, monkeypatch) as bench:
         told: list[MachineChange] = []

@@ -180,6 +180,7 @@ async def test_a_closed_session_ends_those_who_wait(simulator: Simulator) -> Non
     [
         (vmodl.fault.ManagedObjectNotFound(), NotFoundError, "doing: ManagedObjectNotFound"),
         (vim.fault.DuplicateName(msg="is taken"), AlreadyExistsError, "doing: DuplicateName: is taken"),
+        (vim.fault.FileLocked(msg="one\r\n  line\n"), ConflictError, "doing: FileLocked: one line"),
         (vim.fault.NoDiskSpace(), ExhaustedError, "NoDiskSpace"),
         (vim.fault.ConcurrentAccess(), ConflictError, "ConcurrentAccess"),
         (

@@ -70,8 +70,15 @@ _OPERATIONS = {
 }
 # Users that are nobody: a guest that switches itself off, a host on its own.
 _NOBODY = {"", "User"}
-# Not to be had by this account, or there.
-_DENIED = (vim.fault.NoPermission, vim.fault.InvalidState, vmodl.fault.NotSupported, vmodl.fault.NotImplemented)
+# Not to be had by this account, or there: ESXi and older vCenters say in several ways that they do not know a filter.
+_DENIED = (
+    vim.fault.NoPermission,
+    vim.fault.InvalidState,
+    vmodl.fault.InvalidArgument,
+    vmodl.fault.InvalidRequest,
+    vmodl.fault.NotSupported,
+    vmodl.fault.NotImplemented,
+)
 _Collector = vmodl.query.PropertyCollector
 _Filter = vim.event.EventFilterSpec
 _log = logging.getLogger(__name__)
@@ -101,7 +108,7 @@ class EventLog:
         try:
             await self._renew(session)
         except PortLayerError as error:
-            if not caused_by(error, *_DENIED):
+            if not caused_by(error, *_DENIED) or caused_by(error, vim.fault.NotAuthenticated):
                 raise
             _log.warning("events of vSphere are not told until there is a new session: %s", error)
             return None

@@ -78,11 +78,15 @@ def caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:
 def words(fault: BaseException) -> str:
     """What vSphere says about it, on one line."""
     if not isinstance(fault, vmodl.MethodFault):
-        return str(fault)[:_MAX_WORDS] or type(fault).__name__
+        return _on_one_line(str(fault))[:_MAX_WORDS] or type(fault).__name__
     said_by = [getattr(fault, "msg", None), *(one.message for one in fault.faultMessage or ())]
     name = type(fault).__name__.rpartition(".")[2]
-    said = "; ".join(dict.fromkeys(part.strip() for part in said_by if part and part.strip()))
+    said = "; ".join(dict.fromkeys(line for part in said_by if part and (line := _on_one_line(part))))
     return f"{name}: {said}"[:_MAX_WORDS] if said else name
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _kind(fault: BaseException) -> type[PortLayerError]:
