@@ -34,6 +34,9 @@ async def opened(
         session = Session(settings.endpoint, settings.credentials, on_call=on_call)
         await session.open()
         stack.push_async_callback(session.close)
+        lines = await _concentrator(settings.serial, settings.endpoint)
+        await lines.open()  # a port that is taken is found out before anything is made
+        stack.push_async_callback(lines.close)
         place = await placement.establish(session, settings, name)
         datastore = VsphereDatastore(
             *(session, place.datacenter, place.image_datastore, name, state_dir / "vsphere"),
@@ -43,9 +46,6 @@ async def opened(
         )
         await datastore.open()
         stack.push_async_callback(datastore.close)
-        lines = await _concentrator(settings.serial, settings.endpoint)
-        await lines.open()
-        stack.push_async_callback(lines.close)
         driver = VsphereDriver(
             session,
             place,
