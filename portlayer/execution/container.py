@@ -220,7 +220,7 @@ class Container:
             if self.life.active:
                 return False
             self.life.require_usable()
-            await self.settled.wait()
+            await self._current.require_settled()
             self._restarts.begin_anew()
             try:
                 self._begin(await self._starting.launch())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from portlayer.errors import ConflictError
+from portlayer.errors import ConflictError, UnavailableError
 from portlayer.execution.life import Life
 from portlayer.execution.run import Ended, Run
 from portlayer.execution.streams import OutputHub
@@ -36,6 +36,21 @@ class CurrentRun:
         if self.run is None:
             raise ConflictError(f"container {self._life.id} is not running")
         return self.run
+
+    async def require_settled(self) -> None:
+        """Returns when nothing of the run before is left to do.
+
+        Raises UnavailableError when its end cannot be recorded: a hypervisor may be away for long.
+        """
+        unrecorded = self._life.unrecorded
+        waiting = [asyncio.create_task(event.wait()) for event in (self.settled, unrecorded)]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+        if not self.settled.is_set():
+            raise UnavailableError(f"how it ended last cannot be recorded yet: {self._life.unrecorded_because}")
 
     def begin(self, run: Run) -> None:
         """Init runs in it."""

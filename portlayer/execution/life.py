@@ -39,6 +39,9 @@ class Life:
         # Done when nothing is left of it; with the end of its last run.
         self.removed: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._removal: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        # Set while the end of its last run cannot be recorded, with the reason.
+        self.unrecorded = asyncio.Event()
+        self.unrecorded_because = ""
         self._events = events
         self._saving = asyncio.Lock()
 
@@ -111,10 +114,13 @@ class Life:
         while not self.removed.done():
             try:
                 await self.save()
+                self.unrecorded.clear()
                 return
             except NotFoundError:
                 return
             except PortLayerError as error:
+                self.unrecorded_because = str(error)
+                self.unrecorded.set()
                 if not warned:
                     _log.error("the exit of container %s is not recorded yet: %s", self.id, error)
                     warned = True

@@ -403,3 +403,27 @@ async def test_a_machine_that_does_not_answer_keeps_nobody_waiting(host: Host, m
         for one in hung:
             await manager.get(one.id).remove(force=True)
     assert list(host.driver.machines) == [well.id]
+
+
+async def test_one_whose_end_cannot_be_recorded_does_not_keep_who_starts_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hypervisor may be away for hours."""
+    container = await host.create("sleep")
+    await container.start()
+    write_record = FakeMachine.write_record
+
+    async def refused(*_: object) -> None:
+        raise DriverError("vCenter does not answer")
+
+    monkeypatch.setattr(FakeMachine, "write_record", refused)
+    await container.kill(9)
+    async with asyncio.timeout(5):
+        with pytest.raises(UnavailableError, match="how it ended last cannot be recorded yet: vCenter does not answer"):
+            await container.start()
+    assert container.state.status == states.EXITED
+    monkeypatch.setattr(FakeMachine, "write_record", write_record)
+    async with asyncio.timeout(5):
+        await container.settled.wait()
+    assert await container.start() is True
+    await container.remove(force=True)
