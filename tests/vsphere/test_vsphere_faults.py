@@ -182,11 +182,14 @@ async def test_missing_privilege_is_named(bench: Bench) -> None:
     await bench.leaves_nothing_of(spec.id)
 
 
-async def test_vcenter_that_stays_away_is_said(bench: Bench) -> None:
+async def test_vcenter_that_stays_away_is_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="portlayer.drivers.vsphere.session")
     machine = await bench.machine()
     bench.front.down()
     with pytest.raises(DriverError, match=r"vSphere does not answer \(.*Connection refused"):
         await machine.power_on()
+    told = [record.getMessage() for record in caplog.records if "trying again in" in record.getMessage()]
+    assert len(told) == 1, "not at each attempt, of which there are some in every second"
     bench.front.up()
     await machine.power_on()
     assert bench.truth(machine.id).runtime.powerState == "poweredOn"

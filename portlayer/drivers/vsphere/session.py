@@ -80,6 +80,7 @@ class Session:
         self._slots = asyncio.Semaphore(concurrency)
         self._login_lock = asyncio.Lock()
         self._logins = 0
+        self._trouble = ""  # that was told of, and is not over
         self._account: Any = None
         self._no_login_before = 0.0
         self._closing = asyncio.Event()
@@ -285,7 +286,9 @@ class Session:
             logins = self._logins
             try:
                 async with self._slots:
-                    return await self._in_thread(action)
+                    answer = await self._in_thread(action)
+                self._trouble = ""
+                return answer
             except vim.fault.NotAuthenticated as fault:
                 if not logins or relogins >= len(self.delays_s):
                     raise await self.error(fault, what) from fault
@@ -297,8 +300,13 @@ class Session:
                 late = time.monotonic() >= give_up_at
                 if delay is None or late or not faults.is_retryable(fault) or self._closing.is_set():
                     raise await self.error(fault, what) from fault
-                _log.info("%s: %s; trying again in %g s", what, faults.words(fault), delay)
+                self._tell(what, faults.words(fault), delay)
                 await self.pause(delay)
+
+    def _tell(self, what: str, trouble: str, delay: float) -> None:
+        """Once: while vCenter is away there are several attempts in a second, for hours."""
+        level, self._trouble = logging.DEBUG if trouble == self._trouble else logging.INFO, trouble
+        _log.log(level, "%s: %s; trying again in %g s", what, trouble, delay)
 
     async def _retried_login(self, seen: int) -> None:
         for delay in (*self.delays_s, None):
