@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from vch import launch, passwords, sense, settings, state, vsphere_options
 from vch import status as status_of
@@ -85,6 +86,9 @@ def up(
     next time too, until --target is said again.
     """
     directory = _state_dir(name, state_dir)
+    if state_dir is not None and not _is_said("name"):
+        last = state.read_last(directory)
+        name = name if last is None else last.name
     chosen = _settings(name, directory, options)
     if password_fd is None:  # else who started this process has seen to it
         state.require_down(directory)
@@ -160,6 +164,11 @@ def doctor(name: str, state_dir: Path | None, guest_image: Path | None, as_json:
         for finding in findings:
             _show_finding(finding.name.ljust(width), finding.level, finding.found, finding.costs)
     sys.exit(1 if any(finding.level == "fail" for finding in findings) else 0)
+
+
+def _is_said(option: str) -> bool:
+    """Whether the command line has it."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def _settings(name: str, directory: Path, options: dict[str, Any]) -> Settings:

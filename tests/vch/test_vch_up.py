@@ -119,6 +119,14 @@ def test_part_that_dies_at_the_start_is_the_reason(vch: Program) -> None:
 
 
 @pytest.mark.slow
+def test_a_state_directory_keeps_the_name(vch: Program) -> None:
+    for said, name in ((["--name", "red"], "red"), ([], "red"), (["--name", "default"], "default")):
+        assert vch.run("up", "--detach", *said).returncode == 0
+        assert _status(vch)[1]["name"] == name
+        vch.run("down")
+
+
+@pytest.mark.slow
 def test_reason_that_a_part_gives_comes_first(vch: Program) -> None:
     done = vch.run("up", "--detach", portlayer="refuse")
     assert done.returncode == 1
