@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from pyVmomi import vim
+from vsphere_control import RECONFIGURATION
+from vsphere_front import Forward, Front
+from vsphere_http import CutError
 from vsphere_plain import extra
 from vsphere_site import Site, make_template, spec, until, writable
-from vsphere_soap import Call
+from vsphere_soap import Call, Reply
 from vsphere_trouble import cut_after, fail_task_after, held, unavailable
 
 from portlayer.drivers import uninterrupted
@@ -136,6 +139,56 @@ async def test_a_start_that_is_given_up_does_not_cost_the_disk(
 
 
 @pytest.mark.slow
+async def test_a_move_that_goes_on_when_the_port_layer_is_killed_is_waited_for(
+    site: Site, short_dial: None, impatient: None
+) -> None:
+    """vSphere makes the change while the next port layer comes up; until then the clone looks like nobody's."""
+    begun: list[tuple[vim.Task, vim.vm.ConfigSpec]] = []
+    looked = threading.Event()
+    control = site.front.control
+
+    async def begin(front: Front, call: Call, forward: Forward) -> Reply:
+        task = await front.controlled(control.new_task, control.machine(call.target), RECONFIGURATION)
+        begun.append((task, call.decoded("spec", vim.vm.ConfigSpec)))
+        raise CutError
+
+    async def look(front: Front, call: Call, forward: Forward) -> Reply:
+        reply = await forward()
+        looked.set()
+        return reply
+
+    async with site.driver() as driver:
+        template = await make_template(driver)
+        machine = await driver.create(spec(), b"record")
+        disk, clone = writable(site.vm(f"web-{machine.id[:12]}")), await template.clone()
+        site.front.inject("ReconfigVM_Task", begin, when=lambda call: call.target == clone.vm._moId)
+        site.front.inject("ReconfigVM_Task", unavailable(), times=None, when=lambda call: call.target == clone.vm._moId)
+        driver.around.session.delays_s = (0.02, 60.0)
+        starting = asyncio.ensure_future(machine.power_on(clone))
+        await until(lambda: bool(begun))
+        starting.cancel()
+    site.front.clear()
+    site.front.inject("RetrievePropertiesEx", look, times=None, when=lambda call: b"descriptionId" in call.body)
+
+    async def go_on() -> None:
+        await until(looked.is_set)
+        [(task, change)] = begun
+        vm = control.machine(clone.vm._moId)
+        await asyncio.to_thread(control.outcome, vm.ReconfigVM_Task(change)._moId)
+        await asyncio.to_thread(control.succeed, task, vm)
+
+    going_on = asyncio.ensure_future(go_on())
+    async with site.driver() as driver:
+        await going_on
+        [found] = await driver.list()
+        assert await found.power_state() is PowerState.RUNNING
+        name = f"web-{machine.id[:12]}"
+        await until(lambda: site.has_moved(name))
+        assert (site.vm(name)._moId, writable(site.vm(name))) == (clone.vm._moId, disk)
+        assert disk_is_there(site, disk)
+
+
+@pytest.mark.slow
 async def test_a_record_that_is_written_meanwhile_moves_too(
     site: Site, short_dial: None, gate: threading.Event
 ) -> None:
@@ -206,7 +259,7 @@ async def test_a_clone_that_nobody_waits_for_any_more_goes(
 async def test_what_is_under_way_is_waited_for() -> None:
     """What a VM has is known when no task of vSphere's may change it any more."""
     waited: list[str] = []
-    states = {"ended": "success", "failed": "error", "runs": "running", "queued": "queued"}
+    states = {"ended": "success", "failed": "error", "runs": "running", "queued": "queued", "vMotion": "running"}
 
     async def outcome(task: Any, what: str) -> None:
         waited.append(task)
@@ -216,8 +269,12 @@ async def test_what_is_under_way_is_waited_for() -> None:
     async def read(things: list[str], paths: list[str]) -> dict[str, dict[str, Any]]:
         if paths == ["recentTask"]:
             return {"vm": {"recentTask": list(states)}}
-        return {task: {"info.state": states[task]} for task in things}
+        kinds = {"vMotion": "VirtualMachine.migrate"}
+        return {
+            task: {"info.state": states[task], "info.descriptionId": kinds.get(task, "VirtualMachine.reconfigure")}
+            for task in things
+        }
 
     session: Any = SimpleNamespace(read=read, tasks=SimpleNamespace(outcome=outcome))
-    await operations.settled(session, "vm")
+    await operations.settled(session, "vm", operations.RECONFIGURATION)
     assert waited == ["runs", "queued"]

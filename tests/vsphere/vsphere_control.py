@@ -20,6 +20,7 @@ from vsphere_soap import envelope
 _EXTENSION = "front.tests"
 # Tasks are made in an extension's name, as programs beside vCenter make theirs.
 _TASK_TYPE = f"{_EXTENSION}.task"
+RECONFIGURATION = f"{_EXTENSION}.reconfigure"
 _LOOK_S = 0.01
 _TASK_END_S = 60.0
 
@@ -102,9 +103,9 @@ class Control:
             with contextlib.suppress(vim.fault.NotFound):
                 self._content.sessionManager.TerminateSession([key])
 
-    def new_task(self, entity: vim.ManagedEntity) -> vim.Task:
+    def new_task(self, entity: vim.ManagedEntity, kind: str = _TASK_TYPE) -> vim.Task:
         """Running, until `succeed` or `fail` is called."""
-        task = self._content.taskManager.CreateTask(entity, _TASK_TYPE, None, False).task
+        task = self._content.taskManager.CreateTask(entity, kind, None, False).task
         while True:  # the simulator answers before it has put it into its inventory
             try:
                 self.read(task, "info.state")
@@ -168,7 +169,7 @@ class Control:
                 version="1",
                 description=description,
                 lastHeartbeatTime=datetime.datetime.now(datetime.UTC),
-                taskList=[vim.Extension.TaskTypeInfo(taskID=_TASK_TYPE)],
+                taskList=[vim.Extension.TaskTypeInfo(taskID=kind) for kind in (_TASK_TYPE, RECONFIGURATION)],
             )
         )
 

@@ -26,6 +26,7 @@ _KEYS = (
     *extra_config.RECORD_BEGINS,
 )
 _PATHS = {operations.extra_config_path(key): key for key in _KEYS}
+_READ = [_NAME, _UUID, operations.TASKS, *_PATHS]
 _log = logging.getLogger(__name__)
 
 
@@ -58,12 +59,12 @@ async def load(session: Session, scope: Any, pool: Any, expected: Mapping[str, s
     `pool` is the VCH's own, or None; `expected` has ids of containers, with what their instanceUuids were.
     """
     contents = Contents()
-    within = await _below(session, scope)
+    within = await _settled(session, await _below(session, scope))
     _sort(contents, within)
     present = {kept.spec.id for _, kept in contents.containers if not kept.lent_disk}
     missing = {machine_id: vc_uuid for machine_id, vc_uuid in expected.items() if machine_id not in present}
     strays = {vm for vm in (*await _in_pool(session, pool), *await _by_uuid(session, missing)) if vm not in within}
-    elsewhere = await session.read(strays, [_NAME, _UUID, *_PATHS])
+    elsewhere = await _settled(session, await session.read(strays, _READ))
     _sort(contents, elsewhere)
     _settle_moves(contents)
     contents.moved = [one.vm for one, _ in (*contents.containers, *contents.templates) if one.vm in elsewhere]
@@ -118,10 +119,24 @@ def _settle_moves(contents: Contents) -> None:
     contents.containers = list(chosen.values())
 
 
+async def _settled(session: Session, vms: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """The same, once none of them is being reconfigured any more.
+
+    A port layer that was killed a moment ago may have begun to give a clone the disk of a container. Until that has
+    ended the clone looks like one that is nobody's, and whoever removed it removed the disk.
+    """
+    of_task = {task: vm for vm, known in vms.items() for task in known.get(operations.TASKS) or ()}
+    going_on = await operations.under_way(session, of_task, operations.RECONFIGURATION)
+    changing = {of_task[task] for task in going_on}
+    for vm in changing:
+        await operations.settled(session, vm, operations.RECONFIGURATION)
+    return vms | await session.read(changing, _READ)
+
+
 async def _below(session: Session, scope: Any) -> dict[Any, dict[str, Any]]:
     view = await views.everything_below(session, scope, [vim.VirtualMachine], "looking for the VMs of this VCH")
     try:
-        return await session.retrieve(views.filter_of({vim.VirtualMachine: [_NAME, _UUID, *_PATHS]}, view))
+        return await session.retrieve(views.filter_of({vim.VirtualMachine: _READ}, view))
     finally:
         await views.forget(session, view)
 

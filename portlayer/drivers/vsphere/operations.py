@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any
 
 from pyVmomi import vim
@@ -17,7 +17,10 @@ from portlayer.errors import ConflictError, DriverError, NotFoundError, PortLaye
 
 POWER = "runtime.powerState"
 _DEVICES = "config.hardware.device"
-_TASKS, _TASK_STATE = "recentTask", "info.state"
+TASKS = "recentTask"
+# In what vSphere calls tasks of ReconfigVM_Task (VirtualMachine.reconfigure).
+RECONFIGURATION = "reconfig"
+_TASK_STATE, _TASK_KIND = "info.state", "info.descriptionId"
 _STATES = {
     "poweredOn": PowerState.RUNNING,
     "poweredOff": PowerState.OFF,
@@ -124,32 +127,37 @@ async def values_of(session: Session, vms: Sequence[Any], keys: Sequence[str]) -
 
 
 async def has_values(session: Session, vm: Any, wanted: Mapping[str, str]) -> bool:
-    """Whether a VM has these values in extraConfig once nothing is being done to it any more.
+    """Whether a VM has these values in extraConfig once it is not being reconfigured any more.
 
     After a call whose answer was lost, what it asked for may still be under way.
     """
-    await settled(session, vm)
+    await settled(session, vm, RECONFIGURATION)
     found = (await values_of(session, [vm], list(wanted))).get(vm, {})
     return all(found.get(key, "") == value for key, value in wanted.items())
 
 
-async def settled(session: Session, entity: Any) -> None:
-    """Waits for the end of all tasks that vSphere has with this entity now. Raises when they cannot be asked for."""
-    recent = (await session.read([entity], [_TASKS])).get(entity, {}).get(_TASKS, ())
-    while under_way := await _under_way(session, recent):
-        for task in under_way:
+async def settled(session: Session, entity: Any, kind: str = "") -> None:
+    """Waits for the end of the tasks, of that kind, that vSphere has with an entity now.
+
+    Raises when they cannot be asked for.
+    """
+    recent = (await session.read([entity], [TASKS])).get(entity, {}).get(TASKS, ())
+    while going_on := await under_way(session, recent, kind):
+        for task in going_on:
             await quietly(session.tasks.outcome(task, "an earlier attempt"), "waiting for it")
 
 
-async def _under_way(session: Session, tasks: Sequence[Any]) -> list[Any]:
+async def under_way(session: Session, tasks: Collection[Any], kind: str = "") -> list[Any]:
+    """Those that have not ended. `kind`: a word in what vSphere calls them."""
     try:
-        found = await session.read(tasks, [_TASK_STATE])
+        found = await session.read(tasks, [_TASK_STATE, _TASK_KIND])
     except NotFoundError:
         if len(tasks) == 1:
             return []
-        return [one for task in tasks for one in await _under_way(session, [task])]
+        return [one for task in tasks for one in await under_way(session, [task], kind)]
     ended = (vim.TaskInfo.State.success, vim.TaskInfo.State.error)
-    return [task for task, values in found.items() if values.get(_TASK_STATE) not in ended]
+    going_on = {task: values for task, values in found.items() if values.get(_TASK_STATE) not in ended}
+    return [task for task, values in going_on.items() if kind in str(values.get(_TASK_KIND))]
 
 
 async def quietly(work: Awaitable[Any], what: str) -> None:
