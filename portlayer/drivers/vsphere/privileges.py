@@ -95,7 +95,10 @@ LEAST: Final = (
         "images, and containers that move into clones",
     ),
     Privilege(
-        "VirtualMachine.Config.RemoveDisk", f"{_CHANGE}Remove disk", Place.DATACENTER, "containers that leave clones"
+        "VirtualMachine.Config.RemoveDisk",
+        f"{_CHANGE}Remove disk",
+        Place.DATACENTER,
+        "`docker rm`, and containers that move into clones",
     ),
     Privilege(
         "VirtualMachine.Config.AddRemoveDevice",
@@ -142,7 +145,7 @@ LEAST: Final = (
         "Datastore.FileManagement",
         "Datastore > Low level file operations",
         Place.DATASTORE,
-        "images and the guest image",
+        "images, the guest image, and disks of containers that are removed",
     ),
     Privilege("Datastore.DeleteFile", "Datastore > Remove file", Place.DATASTORE, "`docker rmi`"),
     Privilege(
