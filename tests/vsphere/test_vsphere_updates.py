@@ -12,7 +12,7 @@ import pytest
 from pyVmomi import vim, vmodl
 from vsphere_front import Front
 from vsphere_sessions import through
-from vsphere_trouble import raise_fault
+from vsphere_trouble import drop_session, raise_fault
 
 from portlayer.drivers.vsphere import updates
 from portlayer.drivers.vsphere.session import Session
@@ -47,6 +47,31 @@ async def test_long_polls_outlive_whatever_a_source_raises(
 async def test_long_polls_that_fail_at_once_are_begun_less_and_less_often(
     front: Front, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pauses = recorded_pauses(session, monkeypatch)
+    front.inject("WaitForUpdatesEx", raise_fault(vmodl.fault.SystemError(reason="")), times=None)
+    front.drop_sessions()
+    await until(lambda: len(pauses) > 10)
+    front.clear()
+    assert sorted(pauses) == pauses
+    assert pauses[0] < 1.0 < pauses[-1] == updates._RETRY_S
+
+
+async def test_a_session_that_ends_while_it_is_followed_again_is_followed_soon(
+    front: Front, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made of it in the session before is gone, so it fails once more; vSphere is there all the same."""
+    source = Source()
+    await session.updates.add(source)
+    await until(lambda: source.completed == 1)
+    pauses = recorded_pauses(session, monkeypatch)
+    ended = front.inject("CreateFilter", drop_session())
+    front.drop_sessions()
+    await until(lambda: ended.hits and source.completed == 2)
+    assert max(pauses) < 1.0 < updates._RETRY_S
+
+
+def recorded_pauses(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the session was to wait, from now on; it does not."""
     pauses: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -54,12 +79,7 @@ async def test_long_polls_that_fail_at_once_are_begun_less_and_less_often(
         await asyncio.sleep(0)
 
     monkeypatch.setattr(session, "pause", pause)
-    front.inject("WaitForUpdatesEx", raise_fault(vmodl.fault.SystemError(reason="")), times=None)
-    front.drop_sessions()
-    await until(lambda: len(pauses) > 10)
-    front.clear()
-    assert sorted(pauses) == pauses
-    assert pauses[0] < 1.0 < pauses[-1] == updates._RETRY_S
+    return pauses
 
 
 async def test_an_update_in_pieces_is_complete_with_its_last() -> None:

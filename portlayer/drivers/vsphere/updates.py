@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 _Collector = vmodl.query.PropertyCollector
 # vCenter answers after this long when nothing happens; seconds.
 POLL_S = 60
-# Before it is followed again; longer each time that nothing was heard in between, so that an error which comes at once
-# is no busy loop.
-_AGAIN_S = 0.1
+# Before it is followed again, from the first time to when it has failed for long, seconds: an error that comes at once
+# is to be no busy loop.
+_AGAIN_S, _RETRY_S = 0.1, 10.0
 # For the long poll to be answered when it is no longer wanted.
 _LAST_ANSWER_S = 2.0
-# Between attempts to follow again a server that is away.
-_RETRY_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -130,19 +128,22 @@ class Updates:
                 if self._collector is None:
                     return  # it was ended for good
                 _log.warning("following vSphere broke off: %s", self._polling.exception())
-            again = min(2 * again, _RETRY_S) if self._first else _AGAIN_S
-            await self._session.pause(again)
-            await self._begin_until_it_works()
+            if not self._first:  # there was something between
+                again = _AGAIN_S
+            again = await self._begin_until_it_works(again)
 
-    async def _begin_until_it_works(self) -> None:
+    async def _begin_until_it_works(self, pause_s: float) -> float:
+        """After a pause, which is longer each time. Gives the pause of the next time."""
         while True:
+            await self._session.pause(pause_s)
+            pause_s = min(2 * pause_s, _RETRY_S)
             try:
-                return await self._begin()
-            except PortLayerError as error:  # the session has tried for some time before it gave up
+                await self._begin()
+                return pause_s
+            except PortLayerError as error:  # it is away for long, or the session ended in the middle of this
                 _log.error("vSphere cannot be followed, trying on: %s", error)
             except Exception:  # a mistake of ours; but nobody would hear of anything any more
                 _log.exception("vSphere cannot be followed, trying on")
-            await self._session.pause(_RETRY_S)
 
     async def _poll(self) -> None:
         """Waits for updates until that fails."""
