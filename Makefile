@@ -55,7 +55,7 @@ test: image $(BUSYBOX) $(TOOLS)/made ## run every test, real virtual machines in
 	@$(VENV)/bin/pytest -q -m vm
 	@VCH_E2E_HYPERVISOR=vsphere $(VENV)/bin/pytest -q -m everywhere tests/e2e
 
-test-fast: setup ## run the tests that are quick and need no virtual machine (two minutes)
+test-fast: setup ## run the tests that are quick and need no virtual machine (a minute)
 	@$(VENV)/bin/pytest -q $(PARALLEL) -m "not vm and not slow"
 
 lint: setup ## check style, types and protos (part of the tests too)

@@ -24,6 +24,18 @@ from portlayer.drivers.vsphere import cloning, session
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.serial import Concentrator
 
+# What stands for the rest in make test-fast: the driver's plain life, the session, the simulator as such.
+_QUICK = {"test_vsphere_driver", "test_vsphere_session", "test_vsphere_simulator"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What speaks to the simulator is slow, as a whole."""
+    for item in items:
+        asked = set(getattr(item, "fixturenames", ()))
+        if asked & {"_one_simulator", "_one_with_vsan", "fresh_simulator"} and item.path.stem not in _QUICK:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def _nothing_that_vcenter_would_refuse(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
