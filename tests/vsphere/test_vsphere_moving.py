@@ -215,7 +215,8 @@ async def test_a_vm_that_a_container_has_left_may_not_dial_in(site: Site, short_
         machine = await driver.create(spec(), b"record")
         await machine.power_on(await template.clone())
         with pytest.raises(DriverError, match="not admitted"):
-            await driver.around.lines.connect(first_uuid(machine.id))
+            async with asyncio.timeout(20):
+                await driver.around.lines.connect(first_uuid(machine.id))
 
 
 @pytest.mark.slow
