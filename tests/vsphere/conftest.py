@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What speaks to the simulator is slow, as a whole."""
     for item in items:
         asked = set(getattr(item, "fixturenames", ()))
-        if asked & {"_one_simulator", "_one_with_vsan", "fresh_simulator"} and item.path.stem not in _QUICK:
+        if asked & {"_one_simulator", "_one_with_vsan", "fresh_simulator", "store"} and item.path.stem not in _QUICK:
             item.add_marker(pytest.mark.slow)
 
 

@@ -46,7 +46,6 @@ async def test_cards_are_on_the_networks_that_are_named(site: Site) -> None:
         assert {one.spec.networks for one in await driver.list()} == {(), ("bridge",), ("web", "bridge")}
 
 
-@pytest.mark.slow
 async def test_a_clone_gets_the_containers_cards(site: Site, short_dial: None) -> None:
     site.container_networks = (WEB,)
     async with site.driver() as driver:
@@ -63,7 +62,6 @@ async def test_a_clone_gets_the_containers_cards(site: Site, short_dial: None) -
             await machine.power_off()
 
 
-@pytest.mark.slow
 async def test_cards_that_an_administrator_moved_stay_where_they_are(site: Site, short_dial: None) -> None:
     site.container_networks = (WEB,)
     async with site.driver() as driver:
@@ -88,7 +86,6 @@ async def test_cards_that_an_administrator_moved_stay_where_they_are(site: Site,
         assert card_networks(site.vm(name)) == ["DC0_DVPG0"]
 
 
-@pytest.mark.slow
 async def test_a_network_that_the_host_has_no_more_stays_with_its_vm(site: Site, short_dial: None) -> None:
     site.container_networks = (WEB,)
     async with site.driver() as driver:

@@ -15,7 +15,6 @@ from portlayer.drivers.vsphere import machine as machine_module
 from portlayer.errors import ConflictError, DriverError, ExhaustedError, PortLayerError
 
 
-@pytest.mark.slow
 async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, short_dial: None) -> None:
     async with site.driver() as driver:
         template = await make_template(driver)
@@ -50,7 +49,6 @@ async def test_a_container_moves_into_a_clone_and_stays_what_it_is(site: Site, s
     await until(lambda: (site.names(), site.files()) == ([], set()))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["off", "removed", "off between port layers"])
 async def test_a_template_that_does_not_run_any_more_is_none(site: Site, short_dial: None, how: str) -> None:
     """A host that crashes takes its templates along; containers would boot for ever."""
@@ -73,7 +71,6 @@ async def test_a_template_that_does_not_run_any_more_is_none(site: Site, short_d
     assert site.names() == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "fault"])
 async def test_a_move_whose_answer_is_lost_costs_no_data(site: Site, short_dial: None, how: str) -> None:
     """The clone has the container's disk by then: whoever removes the clone removes what the container has written."""
@@ -91,7 +88,6 @@ async def test_a_move_whose_answer_is_lost_costs_no_data(site: Site, short_dial:
         assert [await one.read_record() for one in await driver.list()] == [b"record"]
 
 
-@pytest.mark.slow
 async def test_a_clone_that_may_have_the_disk_is_not_removed(site: Site, short_dial: None) -> None:
     async with site.driver() as driver:
         template = await make_template(driver)
@@ -119,7 +115,6 @@ async def test_a_clone_that_may_have_the_disk_is_not_removed(site: Site, short_d
         assert writable(site.vm(f"web-{machine.id[:12]}")) == disk
 
 
-@pytest.mark.slow
 async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial: None) -> None:
     async with site.driver() as driver:
         template = await make_template(driver)
@@ -136,7 +131,6 @@ async def test_the_serial_port_of_a_clone_is_the_machines(site: Site, short_dial
         await line.close()
 
 
-@pytest.mark.slow
 async def test_a_serial_port_is_plugged_in_anew_where_the_vm_runs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is suspended cannot be reconfigured, and dials when it goes on. One that does not dial for all that is
     let alone for some time.
@@ -179,7 +173,6 @@ async def test_a_vm_that_runs_is_told_where_to_dial_now(site: Site, monkeypatch:
         assert channel.connectable.connected
 
 
-@pytest.mark.slow
 async def test_a_vm_with_limits_of_an_administrators_boots(site: Site, short_dial: None) -> None:
     async with site.driver() as driver:
         template = await make_template(driver)
@@ -194,7 +187,6 @@ async def test_a_vm_with_limits_of_an_administrators_boots(site: Site, short_dia
         assert len(site.names()) == 2  # the clone is gone
 
 
-@pytest.mark.slow
 async def test_a_container_stays_in_the_group_when_it_moves_into_a_clone(site: Site, short_dial: None) -> None:
     site.affinity_group = True
     async with site.driver() as driver:
@@ -216,7 +208,6 @@ async def test_a_container_stays_in_the_group_when_it_moves_into_a_clone(site: S
         assert await driver.dismantle() == []
 
 
-@pytest.mark.slow
 async def test_a_move_that_breaks_off_anywhere_is_one_container(site: Site, short_dial: None) -> None:
     """It dies at each reconfiguration of a move: the next port layer has one VM with the disk, and can start it."""
     for step in (1, 2):
@@ -243,7 +234,6 @@ async def test_a_move_that_breaks_off_anywhere_is_one_container(site: Site, shor
             await until(lambda: (site.names(), site.files()) == ([], set()))
 
 
-@pytest.mark.slow
 async def test_what_is_out_of_date_or_half_made_is_removed(site: Site, short_dial: None) -> None:
     async with site.driver() as driver:
         template = await make_template(driver)

@@ -14,7 +14,6 @@ from vsphere_trouble import cut_after, fail_task
 from portlayer.errors import AlreadyExistsError, DriverError, ExhaustedError
 
 
-@pytest.mark.slow
 async def test_a_creation_whose_answer_is_lost_is_made_once(site: Site) -> None:
     async with site.driver() as driver:
         site.front.inject("CreateVM_Task", cut_after())
@@ -25,7 +24,6 @@ async def test_a_creation_whose_answer_is_lost_is_made_once(site: Site) -> None:
         await machine.power_on()
 
 
-@pytest.mark.slow
 async def test_a_name_that_another_vm_has_is_refused(site: Site) -> None:
     async with site.driver() as driver:
         wanted = spec()
@@ -53,7 +51,6 @@ async def test_a_creation_that_fails_leaves_nothing(site: Site) -> None:
         await driver.create(wanted, b"record")
 
 
-@pytest.mark.slow
 async def test_a_cancelled_creation_leaves_nothing(site: Site) -> None:
     async with site.driver() as driver:
         for wait_s in (0.0, 0.02, 0.05, 0.1):
@@ -68,7 +65,6 @@ async def test_a_cancelled_creation_leaves_nothing(site: Site) -> None:
         await until(lambda: (site.names(), site.files()) == ([], set()))
 
 
-@pytest.mark.slow
 async def test_a_new_guest_image_is_booted_from_then_on_and_the_old_one_goes(site: Site) -> None:
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")
@@ -94,7 +90,6 @@ def isos(site: Site) -> set[str]:
     return {path.stem for path in (site.front.simulator.datastore_dir() / site.folder / "guest").glob("*.iso")}
 
 
-@pytest.mark.slow
 async def test_a_creation_that_fails_keeps_no_other_waiting(site: Site) -> None:
     """It looks at all that was begun in the folder, which others wait for."""
     async with site.driver() as driver:

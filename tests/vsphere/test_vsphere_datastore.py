@@ -114,7 +114,6 @@ async def test_half_a_disk_can_be_removed(datastore: VsphereDatastore, store: St
     assert not store.names("images")
 
 
-@pytest.mark.slow
 async def test_empty_disks_are_sent_without_their_emptiness(
     datastore: VsphereDatastore, store: Store, front: Front, tmp_path: Path
 ) -> None:

@@ -130,7 +130,6 @@ async def test_guest_iso_is_a_plain_file(datastore: VsphereDatastore, store: Sto
     assert await datastore.guest_isos() == set()
 
 
-@pytest.mark.slow
 @steps(files=["HEAD"], objects=["CreateFilter"])
 async def test_lost_answers_do_no_harm(store: Store, source: Path, front: Front, step: str) -> None:
     content = source.read_bytes()
@@ -143,7 +142,6 @@ async def test_lost_answers_do_no_harm(store: Store, source: Path, front: Front,
     await store.check()
 
 
-@pytest.mark.slow
 @steps(files=["HEAD"])
 async def test_session_may_end_at_any_step(store: Store, source: Path, front: Front, step: str) -> None:
     """A lease ends with its session: the disk is sent again."""
@@ -157,7 +155,6 @@ async def test_session_may_end_at_any_step(store: Store, source: Path, front: Fr
     await store.check()
 
 
-@pytest.mark.slow
 async def test_what_is_cut_off_is_sent_again(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front
 ) -> None:
@@ -168,7 +165,6 @@ async def test_what_is_cut_off_is_sent_again(
     assert (await store.disk("images/one")).startswith(content)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "step", "action", "error", "words"),
     [
@@ -207,7 +203,6 @@ async def test_nothing_is_left_of_a_failure(
         assert await datastore.has_image_disk("one")
 
 
-@pytest.mark.slow
 async def test_what_is_locked_goes_with_the_next_arrival(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front, tmp_path: Path
 ) -> None:
@@ -220,7 +215,6 @@ async def test_what_is_locked_goes_with_the_next_arrival(
     assert not store.left()
 
 
-@pytest.mark.slow
 async def test_what_is_locked_keeps_no_port_layer_from_starting(
     store: Store, source: Path, front: Front, tmp_path: Path
 ) -> None:
@@ -235,7 +229,6 @@ async def test_what_is_locked_keeps_no_port_layer_from_starting(
     await store.check()
 
 
-@pytest.mark.slow
 async def test_nothing_is_left_when_the_caller_gives_up(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front
 ) -> None:
@@ -251,7 +244,6 @@ async def test_nothing_is_left_when_the_caller_gives_up(
     assert not await datastore.has_image_disk("one")
 
 
-@pytest.mark.slow
 async def test_two_port_layers_with_the_same_image(store: Store, source: Path, front: Front, tmp_path: Path) -> None:
     """Both upload it; the first one stays, and neither takes the other's files away."""
     content = source.read_bytes()
@@ -271,7 +263,6 @@ async def test_two_port_layers_with_the_same_image(store: Store, source: Path, f
     assert store.names("images") == ["one-flat.vmdk", "one.vmdk"]
 
 
-@pytest.mark.slow
 @steps(without=["CreateDirectory", "MakeDirectory"])
 async def test_killed_port_layer_leaves_what_the_next_one_removes(
     store: Store, source: Path, front: Front, step: str

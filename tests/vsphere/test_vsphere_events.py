@@ -178,7 +178,6 @@ HAPPENINGS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", HAPPENINGS)
 async def test_what_vsphere_does_by_itself_is_told(
     bench: Bench, told: list[MachineChange], administrator: Administrator, name: str
@@ -204,7 +203,6 @@ async def test_vms_that_are_no_containers_are_not_told_of(
     assert len(of(told, Change.SWITCHED)) == 1
 
 
-@pytest.mark.slow
 async def test_nothing_is_told_twice_or_lost_when_the_session_breaks(
     bench: Bench, told: list[MachineChange], administrator: Administrator
 ) -> None:

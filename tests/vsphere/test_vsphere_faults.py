@@ -17,8 +17,6 @@ from portlayer.drivers.base import Machine, Shape
 from portlayer.drivers.vsphere import cloning, extra_config
 from portlayer.errors import ConflictError, DriverError, ExhaustedError
 
-pytestmark = pytest.mark.slow
-
 # Calls of the following, beside what an operation asks for by itself.
 _FOLLOWING = {"WaitForUpdatesEx", "DestroyPropertyCollector"}
 

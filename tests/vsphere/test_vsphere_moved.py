@@ -24,8 +24,6 @@ from portlayer.drivers.vsphere.driver import VsphereDriver
 from portlayer.drivers.vsphere.placement import own_name
 from portlayer.errors import ConflictError
 
-pytestmark = pytest.mark.slow
-
 MIB = 1 << 20
 FOLDER = own_name(WHO.name, WHO.id)
 

@@ -50,7 +50,6 @@ async def given_up(work: asyncio.Future[Any]) -> None:
         await work
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "fault"])
 async def test_a_disk_that_was_lent_without_an_answer_moves_on(site: Site, short_dial: None, how: str) -> None:
     trouble = {"cut": cut_after(), "fault": fail_task_after(BROKEN)}[how]
@@ -67,7 +66,6 @@ async def test_a_disk_that_was_lent_without_an_answer_moves_on(site: Site, short
         assert disk_is_there(site, disk)
 
 
-@pytest.mark.slow
 async def test_a_disk_that_came_back_without_an_answer_is_back(site: Site, short_dial: None) -> None:
     async with site.driver() as driver:
         template = await make_template(driver)
@@ -84,7 +82,6 @@ async def test_a_disk_that_came_back_without_an_answer_is_back(site: Site, short
         assert (writable(vm), vm.runtime.powerState) == (disk, "poweredOn")
 
 
-@pytest.mark.slow
 async def test_a_clone_that_may_have_the_disk_is_asked_before_the_next_start(site: Site, short_dial: None) -> None:
     """The VM before must not get the disk back: the clone that has it runs."""
     async with site.driver() as driver:
@@ -117,7 +114,6 @@ def about(clone: Any) -> Any:
     return is_about
 
 
-@pytest.mark.slow
 async def test_a_start_that_is_given_up_does_not_cost_the_disk(
     site: Site, short_dial: None, impatient: None, gate: threading.Event
 ) -> None:
@@ -138,7 +134,6 @@ async def test_a_start_that_is_given_up_does_not_cost_the_disk(
         assert disk_is_there(site, disk)
 
 
-@pytest.mark.slow
 async def test_a_move_that_goes_on_when_the_port_layer_is_killed_is_waited_for(
     site: Site, short_dial: None, impatient: None
 ) -> None:
@@ -188,7 +183,6 @@ async def test_a_move_that_goes_on_when_the_port_layer_is_killed_is_waited_for(
         assert disk_is_there(site, disk)
 
 
-@pytest.mark.slow
 async def test_a_record_that_is_written_meanwhile_moves_too(
     site: Site, short_dial: None, gate: threading.Event
 ) -> None:
@@ -219,7 +213,6 @@ async def test_a_vm_that_a_container_has_left_may_not_dial_in(site: Site, short_
                 await driver.around.lines.connect(first_uuid(machine.id))
 
 
-@pytest.mark.slow
 async def test_a_creation_that_is_given_up_leaves_nothing_however_long_it_takes(
     site: Site, impatient: None, gate: threading.Event
 ) -> None:
@@ -237,7 +230,6 @@ async def test_a_creation_that_is_given_up_leaves_nothing_however_long_it_takes(
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("patience_s", [0.05, 10.0])
 async def test_a_clone_that_nobody_waits_for_any_more_goes(
     site: Site, short_dial: None, monkeypatch: pytest.MonkeyPatch, gate: threading.Event, patience_s: float

@@ -302,7 +302,6 @@ def test_an_answer_that_makes_no_sense_is_no_sample() -> None:
 # --- on the simulator
 
 
-@pytest.mark.slow
 async def test_the_simulators_vms_are_asked_for_together(bench: Bench) -> None:
     """It has every counter, in its unit; what they say is made up, and is for all cards and disks at once."""
     machines = [await bench.machine(running=True) for _ in range(3)]
@@ -325,7 +324,6 @@ async def test_the_simulators_vms_are_asked_for_together(bench: Bench) -> None:
     assert bench.front.calls["QueryPerf"] <= 2
 
 
-@pytest.mark.slow
 async def test_a_vcenter_that_does_not_say_does_no_harm(bench: Bench) -> None:
     machine = await bench.machine(running=True)
     bench.front.inject("QueryPerf", raise_fault(vmodl.fault.InvalidArgument(invalidProperty="entity")), times=5)

@@ -38,7 +38,6 @@ async def test_the_last_container_of_an_image_leaves_the_image(site: Site, short
         assert site.front.calls["CreateVirtualDisk_Task"] == 2
 
 
-@pytest.mark.slow
 async def test_a_creation_that_failed_after_its_work_leaves_the_image(site: Site) -> None:
     async with site.driver() as driver:
         first = await driver.create(spec(), b"record")
@@ -51,7 +50,6 @@ async def test_a_creation_that_failed_after_its_work_leaves_the_image(site: Site
         assert shared(site) == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_removal_that_breaks_off_is_gone_on_with(site: Site, step: str) -> None:
     """By whoever asked for it, or by the next port layer."""
@@ -73,7 +71,6 @@ async def test_a_removal_that_breaks_off_is_gone_on_with(site: Site, step: str) 
             assert shared(site) == before
 
 
-@pytest.mark.slow
 async def test_disks_of_an_administrators_go_with_the_vm(site: Site) -> None:
     async with site.driver() as driver:
         machine = await driver.create(spec(), b"record")

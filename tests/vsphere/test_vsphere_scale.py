@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 from vsphere_front import Front
 from vsphere_machines import IMAGE, WHO, guest_image, settings
 from vsphere_simulator import Simulator
@@ -17,7 +16,6 @@ from portlayer.drivers.base import MachineSpec, PowerState
 from portlayer.drivers.vsphere import site_driver
 from portlayer.drivers.vsphere.driver import VsphereDriver
 
-pytestmark = pytest.mark.slow
 _COUNT = 40
 # What a session begins and ends with, and what comes once however many VMs there are.
 _ONCE = 20

@@ -52,7 +52,6 @@ def test_which_datastores_keep_objects(type_: str, top_level: bool | None, objec
     assert files.keeps_objects({name: value for name, value in facts.items() if value is not None}) == objects
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("status", [403, 404, 503])
 async def test_a_host_that_refuses_is_asked_by_another_lease(
     datastore: VsphereDatastore, source: Path, front: Front, status: int
@@ -78,7 +77,6 @@ async def test_the_directory_is_found_again(store: Store, source: Path, front: F
     assert front.calls["ConvertNamespacePathToUuidPath"] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "by"),
     [
@@ -95,7 +93,6 @@ async def test_what_the_host_does_not_tell_is_not_compared(
     assert told.hits == front.calls["ImportVApp"] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", [False, True])
 async def test_a_host_may_tell_it_by_sha256(
     datastore: VsphereDatastore, store: Store, source: Path, front: Front, spoilt: bool
@@ -192,7 +189,6 @@ def thumbprint(simulator: Simulator, algorithm: str) -> str:
     return ":".join(f"{byte:02X}" for byte in hashlib.new(algorithm, der).digest())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
 async def test_host_of_a_lease_is_known_by_its_thumbprint(
     datastore: VsphereDatastore, source: Path, front: Front, algorithm: str
@@ -267,7 +263,6 @@ async def test_without_drs_a_host_is_named(front: Front, source: Path, tmp_path:
             switch(True)
 
 
-@pytest.mark.slow
 async def test_containers_are_made_there(front: Front, source: Path, tmp_path: Path) -> None:
     """Images, writable disks and the VM itself; a leftover of an import goes when the driver is opened again."""
     there = dataclasses.replace(settings(front), datastore=OBJECTS.datastore)
