@@ -103,14 +103,17 @@ def test_no_two_clones_are_alike(docker: Docker, client: docker_py.DockerClient,
 
 def test_the_comparison_finds_an_agent_that_does_not_reseed(tmp_path: Path) -> None:
     guest_image = without_reseed(GUEST_IMAGE, tmp_path / "guest-image")
+    # The kernel's generator also reseeds itself, at a moment that depends on when the template was frozen.
+    assert any(shared(_generators(guest_image)) for _ in range(4))
+
+
+def _generators(guest_image: Path) -> list[dict[str, object]]:
+    """What the kernel's generator gives in clones of one template."""
     program = 'printf "%s %s\\n" $(cat /proc/sys/kernel/random/uuid) $(cat /proc/sys/kernel/random/boot_id)'
     with other_vch("--pool", "0", guest_image=guest_image) as (vch, client):
         await_template(vch)
         outputs = [client.containers.run("busybox", ["sh", "-c", program], remove=True) for _ in range(3)]
-    facts: list[dict[str, object]] = [
-        dict(zip(("kernel uuid", "boot_id"), output.decode().split(), strict=True)) for output in outputs
-    ]
-    assert shared(facts)
+    return [dict(zip(("kernel uuid", "boot_id"), output.decode().split(), strict=True)) for output in outputs]
 
 
 def test_without_clones_every_start_boots() -> None:

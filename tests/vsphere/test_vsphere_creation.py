@@ -11,7 +11,7 @@ from vsphere_plain import outcome
 from vsphere_site import Site, make_guest_image, spec, until
 from vsphere_trouble import cut_after, fail_task
 
-from portlayer.errors import AlreadyExistsError, DriverError, ExhaustedError
+from portlayer.errors import AlreadyExistsError, DriverError, ExhaustedError, NotFoundError
 
 
 async def test_a_creation_whose_answer_is_lost_is_made_once(site: Site) -> None:
@@ -49,6 +49,24 @@ async def test_a_creation_that_fails_leaves_nothing(site: Site) -> None:
         with pytest.raises(DriverError, match="not admitted"):
             await driver.around.lines.connect(wanted.id[:32])
         await driver.create(wanted, b"record")
+
+
+async def test_what_somebody_removed_of_a_datastore_is_brought_anew(site: Site) -> None:
+    """The guest image, and empty disks: vCenter itself removes one with the last VM that an administrator removes."""
+    root = site.front.simulator.datastore_dir() / site.folder
+    async with site.driver() as driver:
+        await driver.destroy(await driver.create(spec(), b"record"))
+        for shared in ("guest", "empties"):
+            for path in (root / shared).iterdir():
+                path.unlink()
+        site.front.inject("CreateVM_Task", fail_task(vim.fault.FileNotFound(msg="no such file", file="[LocalDS_0] x")))
+        await driver.create(spec(), b"record")
+        assert all(any((root / shared).iterdir()) for shared in ("guest", "empties"))
+        missing = fail_task(vim.fault.FileNotFound(msg="no such file", file="[LocalDS_0] x"))
+        site.front.inject("CreateVM_Task", missing, times=2)
+        with pytest.raises(NotFoundError, match="no such file"):
+            await driver.create(spec(), b"record")
+        assert len(await driver.list()) == 1
 
 
 async def test_a_cancelled_creation_leaves_nothing(site: Site) -> None:

@@ -13,8 +13,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pyVmomi import vim
-
 from portlayer.drivers.base import Capacity, Cloning, DiskNames, Machine, MachineChange, MachineSpec
 from portlayer.drivers.guest_image import GuestImage
 from portlayer.drivers.uninterrupted import remotely, remotely_made
@@ -180,6 +178,15 @@ class VsphereDriver:
         await remotely(self._destroy(machine.id))
 
     async def _create(self, spec: MachineSpec, record: bytes) -> Machine:
+        try:
+            return await self._make(spec, record)
+        except NotFoundError as error:
+            _log.info("%s: what is needed for it is looked for again, and brought anew where it is gone", error)
+            self._datastore.look_again()
+            return await self._make(spec, record)
+
+    async def _make(self, spec: MachineSpec, record: bytes) -> Machine:
+        """NotFoundError also when somebody has removed a file that was there: a shared disk, the guest image."""
         name = config_spec.display_name(self._template, spec.name, spec.id)
         vc_uuid = first_uuid(spec.id)
         kept = Kept(spec, secrets.token_hex(16), await self.around.boot())
@@ -195,22 +202,13 @@ class VsphereDriver:
         # Known before the VM is: it dials in as soon as it runs.
         self._lines.admit(vc_uuid, kept.token)
         try:
-            vm = await self._make_with_files(config, f"creating the VM {name}")
+            vm = await self.around.make(config, f"creating the VM {name}")
             machine = self._machine(Found(vm, name, vc_uuid), kept, record)
             self._add(machine)
         except BaseException:
             self._lines.dismiss(vc_uuid)
             raise
         return machine
-
-    async def _make_with_files(self, config: vim.vm.ConfigSpec, what: str) -> vim.VirtualMachine:
-        """Where somebody has removed a file that was there, the error says so, and the next creation brings it anew."""
-        try:
-            vm: vim.VirtualMachine = await self.around.make(config, what)
-            return vm
-        except NotFoundError:
-            self._datastore.look_again()
-            raise
 
     async def _destroy(self, machine_id: str) -> None:
         machine = self._roster.get(machine_id)
