@@ -122,7 +122,10 @@ async def test_hosts_that_dial_while_a_port_layer_comes_up_are_not_refused(
         await host.close()
 
 
-async def test_a_new_port_layer_finds_everything(site: Site) -> None:
+@pytest.mark.parametrize("page", [1, 500])
+async def test_a_new_port_layer_finds_everything(site: Site, page: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On whatever page of the inventory it is. vcsim has what is not set on all but the first, without a value."""
+    monkeypatch.setattr(session, "_PAGE", page)
     big = secrets.token_bytes(100_000)
     async with site.driver() as driver:
         first, second = await driver.create(spec("one"), b"first"), await driver.create(spec("two"), big)

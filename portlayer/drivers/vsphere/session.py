@@ -211,7 +211,8 @@ class Session:
         page = properties.RetrievePropertiesEx([proof, spec], collector.RetrieveOptions(maxObjects=_PAGE))
         while page is not None:
             for one in page.objects:
-                found[one.obj] = {item.name: item.val for item in one.propSet or ()}
+                # What is not set may come without a value: it is as if it had not come.
+                found[one.obj] = {item.name: item.val for item in one.propSet or () if item.val is not None}
             page = properties.ContinueRetrievePropertiesEx(page.token) if page.token else None
         if not found.pop(manager, None):
             raise vim.fault.NotAuthenticated(msg="The session is not authenticated.", object=manager)
