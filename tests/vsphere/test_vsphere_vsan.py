@@ -135,7 +135,11 @@ async def test_another_lease_after_one_that_a_host_out_of_reach_ended(
         if ended or b">ready<" not in reply.body:
             return reply
         ended.append(call)
-        body = reply.body.replace(b">ready<", b">error<").replace(error, error + fault)
+        body = reply.body.replace(b">ready<", b">error<")
+        if error in body:
+            body = body.replace(error, error + fault)
+        else:  # that there is none was told before
+            body = body.replace(b"<changeSet>", b"<changeSet>" + error + fault + b"</changeSet><changeSet>", 1)
         return Reply(reply.status, body, reply.headers)
 
     front.inject("WaitForUpdatesEx", end, times=None)
