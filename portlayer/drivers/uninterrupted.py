@@ -22,9 +22,7 @@ async def uninterrupted(work: Coroutine[None, None, _T], *, patience_s: float | 
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        _running.add(task)
-        task.add_done_callback(_ended)
-        await asyncio.wait([task], timeout=patience_s)
+        await _outlive(task, patience_s)
         raise
 
 
@@ -39,15 +37,19 @@ async def remotely_made(work: Coroutine[None, None, _T], undo: Callable[[_T], Co
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        undoing = asyncio.ensure_future(_undone(making, undo))
-        _running.add(undoing)
-        undoing.add_done_callback(_ended)
-        await asyncio.wait([undoing], timeout=_PATIENCE_S)
+        await _outlive(asyncio.ensure_future(_undone(making, undo)), _PATIENCE_S)
         raise
 
 
 async def _undone(making: asyncio.Future[_T], undo: Callable[[_T], Coroutine[None, None, None]]) -> None:
     await undo(await making)
+
+
+async def _outlive(task: asyncio.Future[Any], patience_s: float | None) -> None:
+    """Waits for the task, which goes on if that is given up. Nobody but the log hears how it ends."""
+    _running.add(task)
+    task.add_done_callback(_ended)
+    await asyncio.wait([task], timeout=patience_s)
 
 
 def _ended(task: asyncio.Future[Any]) -> None:

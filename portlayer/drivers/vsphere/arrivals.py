@@ -22,6 +22,7 @@ from typing import Final
 from portlayer.drivers.uninterrupted import uninterrupted
 from portlayer.drivers.vsphere import vmdk
 from portlayer.drivers.vsphere.files import Files
+from portlayer.drivers.vsphere.leftovers import Leftovers
 from portlayer.drivers.vsphere.upload import Folder
 from portlayer.drivers.vsphere.vmdk import Disks
 from portlayer.errors import PortLayerError
@@ -42,8 +43,7 @@ class Arrivals:
         self._disks = disks
         self._folder = folder
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        # Directories that could not be removed when nobody needed them any more.
-        self._left: set[str] = set()
+        self._leftovers = Leftovers("the directory", disks.remove_directory)
 
     async def open(self) -> None:
         """Called once, first."""
@@ -82,23 +82,13 @@ class Arrivals:
     @contextlib.asynccontextmanager
     async def _directory(self) -> AsyncIterator[str]:
         """For something on its way. What is left in it goes with it."""
-        for left in list(self._left):
-            await self._remove(left)
+        await self._leftovers.try_again()
         directory = f"{self._incoming}/{self._owner}-{secrets.token_hex(8)}"
         await self._files.make_directory(directory)
         try:
             yield directory
         finally:
-            await uninterrupted(self._remove(directory))
-
-    async def _remove(self, directory: str) -> None:
-        """Now, or with a later arrival, or when this port layer starts again."""
-        try:
-            await self._disks.remove_directory(directory)
-            self._left.discard(directory)
-        except PortLayerError as error:
-            _log.warning("%s stays for now: %s", directory, error)
-            self._left.add(directory)
+            await uninterrupted(self._leftovers.remove(directory))
 
     async def _sweep(self) -> None:
         now = datetime.datetime.now(datetime.UTC)
@@ -106,7 +96,7 @@ class Arrivals:
             stale = entry.modified is not None and now - entry.modified > _STALE
             if stale or entry.name.startswith(f"{self._owner}-"):
                 _log.info("removing %s/%s, left half-made", self._incoming, entry.name)
-                await self._remove(f"{self._incoming}/{entry.name}")
+                await self._leftovers.remove(f"{self._incoming}/{entry.name}")
 
 
 def owner_of(work_dir: Path) -> str:

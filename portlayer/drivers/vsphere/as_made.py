@@ -9,12 +9,12 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import MachineSpec
 from portlayer.drivers.shapes import memory_of_template
-from portlayer.drivers.vsphere import config_spec
+from portlayer.drivers.vsphere import config_spec, operations
 
 # What an administrator may set of a VM's share of its host.
 ALLOCATIONS = ("config.cpuAllocation", "config.memoryAllocation")
 # What `is_as_made` wants to know.
-PATHS = ("config.hardware.device", "config.hardware.memoryMB", "config.hardware.numCPU", *ALLOCATIONS)
+PATHS = (operations.DEVICES, "config.hardware.memoryMB", "config.hardware.numCPU", *ALLOCATIONS)
 _OWN_DISKS = 2
 
 
@@ -26,7 +26,7 @@ def is_as_made(found: Mapping[str, Any], spec: MachineSpec, networks: Sequence[A
     """
     memory = {config_spec.memory_mib(spec.memory_bytes), config_spec.memory_mib(memory_of_template(spec.memory_bytes))}
     as_large = found.get("config.hardware.memoryMB") in memory and found.get("config.hardware.numCPU") == spec.cpus
-    devices = list(found.get("config.hardware.device", ()))
+    devices = list(found.get(operations.DEVICES, ()))
     disks = [one for one in devices if isinstance(one, vim.vm.device.VirtualDisk)]
     plugged = [card.backing for card in config_spec.cards(devices)]
     on_networks = len(plugged) == len(networks) and all(map(_is_same_network, plugged, networks))

@@ -293,8 +293,7 @@ class VsphereCloning:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DIAL_S):
                 return await self.around.lines.wait_connected(clone.uuid)
-        proxy_uri = (await self.around.boot()).proxy_uri
-        await operations.plug_in(self.around.session, clone.vm, clone.name, proxy_uri)
+        await operations.plug_in(self.around.session, clone.vm, clone.name, self.around.proxy_uri)
 
     async def _boot_parent(self, shape: Shape) -> Parent:
         boot, token = await self.around.boot(), secrets.token_hex(16)

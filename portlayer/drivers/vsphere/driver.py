@@ -72,7 +72,6 @@ class VsphereDriver:
         self._disk_place = disk_place
         self._lines = lines
         self._guest_image = guest_image
-        self._proxy_uri = proxy_uri
         self._template = vm_name_template
         self._roster = Roster(state_dir.absolute() / "machines")
         self._background = Background()
@@ -260,7 +259,7 @@ class VsphereDriver:
             "DRS": "on" if site.drs_enabled else "off",
             "Instant clone": "on" if self.cloning else "off, vCenter 7.0 or later is needed",
             "Agent channel": "serial",
-            "Agent channel reason": f"network serial ports through the concentrator at {self._proxy_uri}",
+            "Agent channel reason": f"network serial ports through the concentrator at {self.around.proxy_uri}",
             "Guest image": self._guest_image.digest,
             "Guest kernel": self._guest_image.kernel_version,
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
+from typing import TypeGuard
 from xml.parsers.expat import ExpatError
 
 from pyVmomi import vim, vmodl
@@ -50,7 +51,7 @@ def translated(fault: BaseException, what: str, name: str = "") -> PortLayerErro
     """
     if isinstance(fault, PortLayerError):
         return fault
-    if isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated):
+    if lacks_privilege(fault):
         return DriverError(f"{what}: the account lacks {_lacking(fault, name)}")
     if isinstance(fault, vim.fault.PasswordExpired):
         return DriverError(f"{what}: the password has expired")
@@ -68,6 +69,11 @@ def is_retryable(fault: BaseException) -> bool:
     if isinstance(fault, ssl.SSLCertVerificationError):
         return False
     return isinstance(fault, (*_RETRYABLE, *TRANSPORT_ERRORS))
+
+
+def lacks_privilege(fault: BaseException | None) -> TypeGuard[vim.fault.NoPermission]:
+    """NotAuthenticated, which is a kind of it for vSphere, is something else: there is no session."""
+    return isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated)
 
 
 def caused_by(error: BaseException, *kinds: type[BaseException]) -> bool:

@@ -30,12 +30,13 @@ from pyVmomi import vim
 from portlayer.drivers.uninterrupted import uninterrupted
 from portlayer.drivers.vsphere import extra_config, operations, removal, vmdk
 from portlayer.drivers.vsphere.files import Files, Place
+from portlayer.drivers.vsphere.leftovers import Leftovers
 from portlayer.drivers.vsphere.nfc_lease import Lease
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.stream_vmdk import StreamVmdk
 from portlayer.drivers.vsphere.upload import AgainError, Folder, Progress
 from portlayer.drivers.vsphere.vmdk import Disks
-from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError, PortLayerError
+from portlayer.errors import AlreadyExistsError, DriverError, NotFoundError
 
 IMPORT_NAME: Final = "vch-import-"
 _KIB, _MIB = 1 << 10, 1 << 20
@@ -59,8 +60,7 @@ class ImportedDisks(Disks):
     def __init__(self, session: Session, place: Place, files: Files, folder: Folder, site: ImportSite) -> None:
         super().__init__(session, place, files, folder)
         self._site = site
-        # The names of VMs that could not be removed when nobody needed them any more.
-        self._left: set[str] = set()
+        self._leftovers = Leftovers("the VM", self._remove_vm)
 
     async def make(self, path: str, image: Path, *, on_progress: Progress | None = None, verify: bool = False) -> None:
         """As Disks.make. `verify` adds nothing: a disk cannot be read back, and what its host received is compared."""
@@ -69,8 +69,7 @@ class ImportedDisks(Disks):
             disk = await asyncio.to_thread(StreamVmdk, image)
         except OSError as error:
             raise DriverError(f"uploading {image}: {error}") from error
-        for left in list(self._left):
-            await self._remove_vm(left)
+        await self._leftovers.try_again()
         for delay in (*self._session.delays_s[-_RETRIES:], None):
             try:
                 async with self._imported(image, disk, on_progress, what) as source:
@@ -126,7 +125,7 @@ class ImportedDisks(Disks):
                 raise
             yield await self._disk_of(info.entity, name)
         finally:
-            await uninterrupted(self._remove_vm(name))
+            await uninterrupted(self._leftovers.remove(name))
 
     def _vm(self, name: str, capacity: int) -> vim.vm.ConfigSpec:
         controller = vim.vm.device.VirtualLsiLogicController(key=-1, busNumber=0, sharedBus="noSharing")
@@ -162,15 +161,6 @@ class ImportedDisks(Disks):
         return str(disk.backing.fileName)
 
     async def _remove_vm(self, name: str) -> None:
-        """Now, or before another import, or when the next port layer starts."""
-        try:
-            await self._remove_all_named(name)
-            self._left.discard(name)
-        except PortLayerError as error:
-            _log.warning("the VM %s stays for now: %s", name, error)
-            self._left.add(name)
-
-    async def _remove_all_named(self, name: str) -> None:
         """By its name, which no other VM has: an import whose answer was lost has made one as well."""
         folder, path = self._site.folder, "childEntity"
         children = (await self._session.read([folder], [path])).get(folder, {}).get(path, ())

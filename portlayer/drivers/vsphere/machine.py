@@ -165,13 +165,12 @@ class VsphereMachine:
 
     async def _plug_in(self) -> None:
         _log.warning("the VM %s has not dialled in for %g s: connecting its serial port", self._name, _DIAL_S)
-        proxy_uri = (await self._around.boot()).proxy_uri
         async with self._lock:
-            await operations.plug_in(self._session, self._vm, self._name, proxy_uri)
+            await operations.plug_in(self._session, self._vm, self._name, self._around.proxy_uri)
         self._replug.done()
 
     async def writable_disk_usage(self) -> int:
-        paths = ["layoutEx.disk", "layoutEx.file", "config.hardware.device"]
+        paths = ["layoutEx.disk", "layoutEx.file", operations.DEVICES]
         return _disk_usage(await operations.properties(self._session, self._vm, self._name, paths))
 
     async def usage(self) -> MachineUsage | None:
@@ -285,7 +284,7 @@ class VsphereMachine:
         found = await operations.properties(
             self._session, self._vm, self._name, [*as_made.PATHS, virtual_machines.CHANGE_VERSION]
         )
-        devices = list(found.get("config.hardware.device", ()))
+        devices = list(found.get(operations.DEVICES, ()))
         if self._around.was_moved(self._vm) or not as_made.is_as_made(found, self._spec, networks):
             raise ConflictError(f"the VM {self._name} was changed by an administrator: what it has stays, so it boots")
         writable = config_spec.disk_at(devices, config_spec.WRITABLE_UNIT)
@@ -328,7 +327,7 @@ def first_uuid(machine_id: str) -> str:
 
 def _disk_usage(found: dict[str, Any]) -> int:
     """Bytes of the files that are the writable disk's own: those of its parent serve many."""
-    disk = config_spec.disk_at(list(found.get("config.hardware.device", ())), config_spec.WRITABLE_UNIT)
+    disk = config_spec.disk_at(list(found.get(operations.DEVICES, ())), config_spec.WRITABLE_UNIT)
     sizes = {file.key: int(file.size) for file in found.get("layoutEx.file", ())}
     chains = [one.chain for one in found.get("layoutEx.disk", ()) if disk is not None and one.key == disk.key]
     return sum(sizes.get(key, 0) for chain in chains if chain for key in chain[-1].fileKey)

@@ -16,7 +16,7 @@ from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import ConflictError, DriverError, NotFoundError, PortLayerError
 
 POWER = "runtime.powerState"
-_DEVICES = "config.hardware.device"
+DEVICES = "config.hardware.device"
 TASKS = "recentTask"
 # In what vSphere calls tasks of ReconfigVM_Task (VirtualMachine.reconfigure).
 RECONFIGURATION = "reconfig"
@@ -54,7 +54,7 @@ async def power_states(session: Session, vms: Sequence[Any]) -> dict[Any, PowerS
 
 
 async def devices(session: Session, vm: Any, name: str) -> list[Any]:
-    return list((await properties(session, vm, name, [_DEVICES])).get(_DEVICES, ()))
+    return list((await properties(session, vm, name, [DEVICES])).get(DEVICES, ()))
 
 
 async def reconfigure(session: Session, vm: Any, spec: vim.vm.ConfigSpec, what: str) -> None:

@@ -32,7 +32,6 @@ from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import NotFoundError, PortLayerError
 
-_DEVICES = "config.hardware.device"
 _NOTE = operations.extra_config_path(extra_config.REMOVAL)
 _log = logging.getLogger(__name__)
 
@@ -40,10 +39,10 @@ _log = logging.getLogger(__name__)
 async def remove(session: Session, vm: Any, name: str, datacenter: Any) -> None:
     """Powers a VM of that datacenter off and removes it. No effect when it is gone. May be repeated."""
     with contextlib.suppress(NotFoundError):  # the VM has gone, or goes meanwhile
-        found = await operations.properties(session, vm, name, [operations.POWER, _DEVICES, _NOTE])
+        found = await operations.properties(session, vm, name, [operations.POWER, operations.DEVICES, _NOTE])
         if operations.state_of(found) is not PowerState.OFF:
             await operations.cut_power(session, vm, name)
-        devices = list(found.get(_DEVICES, ()))
+        devices = list(found.get(operations.DEVICES, ()))
         disks = await _take_off_children(session, vm, name, devices, extra_config.read_removal(found.get(_NOTE)))
         await asyncio.gather(*(_delete_disk(session, path, datacenter) for path in disks))
         await operations.quietly(

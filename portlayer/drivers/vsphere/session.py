@@ -221,8 +221,7 @@ class Session:
     async def error(self, fault: BaseException, what: str) -> PortLayerError:
         """As faults.translated; an object that a privilege is lacking on has its name, by which people know it."""
         name = ""
-        lacking = isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated)
-        if lacking and what != _READING and (thing := getattr(fault, "object", None)) is not None:
+        if faults.lacks_privilege(fault) and what != _READING and (thing := getattr(fault, "object", None)) is not None:
             with contextlib.suppress(PortLayerError):
                 name = str((await self.read([thing], ["name"])).get(thing, {}).get("name", ""))
         return faults.translated(fault, what, name)

@@ -26,6 +26,10 @@ class Surroundings(Protocol):
     @property
     def lines(self) -> Concentrator: ...
 
+    @property
+    def proxy_uri(self) -> str:
+        """Where serial ports dial now."""
+
     async def boot(self) -> Boot:
         """What VMs boot from and dial now."""
 

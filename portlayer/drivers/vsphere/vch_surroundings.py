@@ -61,8 +61,8 @@ class VchSurroundings:
         self._vms = vms
         self._roster = roster
         self._background = background
-        self._proxy_uri = proxy_uri
         self._vch_name = vch_name
+        self.proxy_uri = proxy_uri
         self._power = PowerStates(session)
         self.performance = Performance(session, vms.is_on)
         # What marks VMs as the VCH's, once that is known.
@@ -189,7 +189,7 @@ class VchSurroundings:
             raise DriverError(
                 f"the guest image in {image.directory} has no ISO: make it anew with photon-image/build.py"
             )
-        return Boot(await self._datastore.guest_iso(image.iso, image.iso_digest), self._proxy_uri)
+        return Boot(await self._datastore.guest_iso(image.iso, image.iso_digest), self.proxy_uri)
 
     async def image_disk(self, name: str) -> config_spec.Parent:
         size = await self._datastore.image_disk_bytes(name)

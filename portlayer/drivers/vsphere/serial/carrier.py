@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Connection(Protocol):
-    """A connection from an ESXi host, as far as a port knows it."""
+    """What the port tells it, and asks of it."""
 
     held: bytearray
 
