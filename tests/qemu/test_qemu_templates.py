@@ -17,6 +17,7 @@ import sys
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import REPOSITORY
@@ -24,10 +25,11 @@ from qemu_machines import all_ended, make_spec, own_processes
 
 from portlayer.agent import AgentClient
 from portlayer.drivers import guest_image as guest_images
-from portlayer.drivers.base import Machine, PowerState, Shape, Template
+from portlayer.drivers.base import Machine, Parent, PowerState, Shape, Template
 from portlayer.drivers.qemu import LocalDatastore, QemuDriver, command, process
 from portlayer.drivers.qemu import accelerator as accelerators
 from portlayer.drivers.qemu.guest import QemuClone
+from portlayer.drivers.qemu.instance import Instance
 from portlayer.drivers.qemu.machine import PROCESS
 from portlayer.drivers.qemu.templates import QemuTemplate
 from portlayer.errors import DriverError
@@ -392,14 +394,26 @@ async def test_what_a_crash_leaves_is_cleared_away(driver: QemuDriver, opened: O
     await (await clone_of(await template_of(again))).discard()
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.05])
-async def test_a_boot_that_is_called_off_leaves_nothing(driver: QemuDriver, copied: Path, seconds: float) -> None:
+@pytest.mark.parametrize(
+    "step", [(process, "keeper"), (process, "spawn"), (Instance, "control")], ids=["first", "fork", "answer"]
+)
+async def test_a_boot_that_is_called_off_leaves_nothing(
+    driver: QemuDriver, copied: Path, step: tuple[object, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever the cancellation meets it: no QEMU works on in a directory that is gone."""
     assert driver.cloning is not None
+    booting: asyncio.Task[Parent]
+    reached = Mock(side_effect=lambda: booting.cancel())
+    taken = getattr(*step)
+
+    def called_off(*arguments: object, **named: object) -> object:
+        reached()
+        return taken(*arguments, **named)
+
+    monkeypatch.setattr(*step, called_off)
     booting = asyncio.create_task(driver.cloning.boot_parent(Shape(512 * MIB, 1)))
-    await asyncio.sleep(seconds)
-    booting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await booting
+    reached.assert_called_once()
     await all_ended(copied)
     assert [name for name in os.listdir(copied / "templates") if name.startswith(".")] == []
