@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from portlayer.drivers.base import Change, MachineChange
-from portlayer.drivers.vsphere import inventory, virtual_machines
+from portlayer.drivers.vsphere import inventory, operations, virtual_machines
 from portlayer.drivers.vsphere.background import Background
 from portlayer.drivers.vsphere.machine import VsphereMachine
 from portlayer.drivers.vsphere.roster import Roster
@@ -96,7 +96,7 @@ def _differences(machine_id: str, before: Mapping[str, Any], now: Mapping[str, A
     if not now:
         return [MachineChange(machine_id, Change.GONE)]
     found = []
-    power, connection = virtual_machines.POWER, virtual_machines.CONNECTION
+    power, connection = operations.POWER, virtual_machines.CONNECTION
     if before.get(power) not in (None, now.get(power)) and (kind := _KINDS.get(str(now.get(power)))) is not None:
         found.append(MachineChange(machine_id, kind))
     if virtual_machines.PARENT in before and before[virtual_machines.PARENT] != now.get(virtual_machines.PARENT):

@@ -15,13 +15,13 @@ from pyVmomi import vim, vmodl
 
 from portlayer.drivers.vsphere import views
 from portlayer.drivers.vsphere.faults import caused_by
+from portlayer.drivers.vsphere.operations import POWER
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import NotFoundError, PortLayerError
 
 NAME = "name"
 # A folder; unset in a vApp.
 PARENT = "parent"
-POWER = "runtime.powerState"
 ON = "poweredOn"
 CONNECTION = "runtime.connectionState"
 CHANGE_VERSION = "config.changeVersion"
