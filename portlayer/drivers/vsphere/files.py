@@ -86,6 +86,13 @@ async def move(session: Session, method: Callable[..., Any], place: Place, sourc
     )
 
 
+async def remove(session: Session, path: str, datacenter: vim.Datacenter) -> None:
+    """A file, or a directory with everything in it, by its whole path. No effect when it is gone."""
+    with contextlib.suppress(NotFoundError):
+        delete = session.content.fileManager.DeleteDatastoreFile_Task
+        await session.run(delete, path, datacenter, what=f"removing {path}")
+
+
 class Files:
     """Methods raise PortLayerError."""
 
@@ -107,15 +114,8 @@ class Files:
         await move(self._session, self._manager.MoveDatastoreFile_Task, self._place, source, target, "moving")
 
     async def remove(self, path: str) -> None:
-        """A file, or a directory with everything in it. No effect when it is gone."""
-        place = self._place
-        with contextlib.suppress(NotFoundError):
-            await self._session.run(
-                self._manager.DeleteDatastoreFile_Task,
-                place.path(path),
-                place.datacenter,
-                what=f"removing {place.path(path)}",
-            )
+        """As `remove` above."""
+        await remove(self._session, self._place.path(path), self._place.datacenter)
 
     async def entries(self, path: str) -> list[Entry]:
         """What is in a directory; nothing when there is none."""

@@ -27,7 +27,7 @@ from typing import Any
 from pyVmomi import vim
 
 from portlayer.drivers.base import PowerState
-from portlayer.drivers.vsphere import config_spec, extra_config, operations
+from portlayer.drivers.vsphere import config_spec, extra_config, files, operations, vmdk
 from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import NotFoundError, PortLayerError
@@ -45,9 +45,10 @@ async def remove(session: Session, vm: Any, name: str, datacenter: Any) -> None:
         devices = list(found.get(operations.DEVICES, ()))
         disks = await _take_off_children(session, vm, name, devices, extra_config.read_removal(found.get(_NOTE)))
         await asyncio.gather(*(_delete_disk(session, path, datacenter) for path in disks))
-        await operations.quietly(
-            _delete_console(session, devices, datacenter), f"removing the console.log of the VM {name}"
-        )
+        if (console := config_spec.console_of(devices)) is not None:
+            await operations.quietly(
+                files.remove(session, console, datacenter), f"removing the console.log of the VM {name}"
+            )
     try:
         await session.run(vm.Destroy_Task, what=f"removing the VM {name}")
     except NotFoundError:
@@ -73,8 +74,7 @@ async def _take_off_children(
 
 async def _delete_disk(session: Session, path: str, datacenter: Any) -> None:
     try:
-        delete = session.content.virtualDiskManager.DeleteVirtualDisk_Task
-        await session.run(delete, path, datacenter, what=f"removing the disk {path}")
+        await vmdk.delete(session, path, datacenter)
     except NotFoundError:
         pass
     except PortLayerError as error:
@@ -82,10 +82,3 @@ async def _delete_disk(session: Session, path: str, datacenter: Any) -> None:
             raise
         # Somebody has taken the VM to another datacenter, or the datastore away.
         _log.warning("the disk %s stays: %s", path, error)
-
-
-async def _delete_console(session: Session, devices: list[Any], datacenter: Any) -> None:
-    if (path := config_spec.console_of(devices)) is not None:
-        with contextlib.suppress(NotFoundError):
-            delete = session.content.fileManager.DeleteDatastoreFile_Task
-            await session.run(delete, path, datacenter, what=f"removing {path}")

@@ -53,6 +53,12 @@ def is_ambiguous(name: str) -> bool:
     return name.endswith(_FLAT)
 
 
+async def delete(session: Session, path: str, datacenter: vim.Datacenter) -> None:
+    """A disk, by its whole path. NotFoundError when it is gone, or one of its files is."""
+    method = session.content.virtualDiskManager.DeleteVirtualDisk_Task
+    await session.run(method, path, datacenter, what=f"removing the disk {path}")
+
+
 class Disks:
     """Paths are relative to the datastore and end in ".vmdk". Methods raise PortLayerError."""
 
@@ -85,15 +91,9 @@ class Disks:
 
     async def remove(self, path: str) -> None:
         """No effect when it is gone. Half a disk is removed too. ConflictError when a running VM has it."""
-        place = self._place
         try:
-            await self._session.run(
-                self._manager.DeleteVirtualDisk_Task,
-                place.path(path),
-                place.datacenter,
-                what=f"removing the disk {place.path(path)}",
-            )
-        except NotFoundError:  # of all its files, or of one of them
+            await delete(self._session, self._place.path(path), self._place.datacenter)
+        except NotFoundError:
             await self._files.remove(path)
             await self._files.remove(content_path(path))
 
