@@ -48,7 +48,6 @@ _TRY_S = 30.0
 # For the server to hear that the session ends.
 _LAST_ANSWER_S = 2.0
 _PAGE = 500
-_READING: Final = "reading the inventory"
 # No login is tried for so long after one that was refused, seconds. An account is locked after some wrong passwords in
 # a few minutes (vCenter: five in three), and that is everybody's who uses it.
 _REFUSED_S = 60.0
@@ -196,7 +195,9 @@ class Session:
 
     async def retrieve(self, spec: Any) -> dict[Any, dict[str, Any]]:
         """As `read`, for a FilterSpec of the property collector."""
-        found: dict[Any, dict[str, Any]] = await self._retried(lambda: self._retrieved(spec), _READING)
+        found: dict[Any, dict[str, Any]] = await self._retried(
+            lambda: self._retrieved(spec), "reading the inventory", naming=False
+        )
         return found
 
     def _retrieved(self, spec: Any) -> dict[Any, dict[str, Any]]:
@@ -218,10 +219,12 @@ class Session:
             raise vim.fault.NotAuthenticated(msg="The session is not authenticated.", object=manager)
         return found
 
-    async def error(self, fault: BaseException, what: str) -> PortLayerError:
-        """As faults.translated; an object that a privilege is lacking on has its name, by which people know it."""
+    async def error(self, fault: BaseException, what: str, *, naming: bool = True) -> PortLayerError:
+        """As faults.translated; with `naming`, an object that a privilege is lacking on has its name, by which people
+        know it: that is read, so reading itself goes without.
+        """
         name = ""
-        if faults.lacks_privilege(fault) and what != _READING and (thing := getattr(fault, "object", None)) is not None:
+        if naming and faults.lacks_privilege(fault) and (thing := getattr(fault, "object", None)) is not None:
             with contextlib.suppress(PortLayerError):
                 name = str((await self.read([thing], ["name"])).get(thing, {}).get("name", ""))
         return faults.translated(fault, what, name)
@@ -275,8 +278,8 @@ class Session:
             self.tasks.begin_again()  # what was followed went with the session
             self.updates.begin_again()
 
-    async def _retried(self, action: Callable[[], Any], what: str) -> Any:
-        """The result of `action` in a thread, however often it takes."""
+    async def _retried(self, action: Callable[[], Any], what: str, *, naming: bool = True) -> Any:
+        """The result of `action` in a thread, however often it takes. `naming`: as of `error`."""
         delays = iter((*self.delays_s, None))
         give_up_at = time.monotonic() + _TRY_S
         relogins = 0
@@ -291,7 +294,7 @@ class Session:
                 return answer
             except vim.fault.NotAuthenticated as fault:
                 if not logins or relogins >= len(self.delays_s):
-                    raise await self.error(fault, what) from fault
+                    raise await self.error(fault, what, naming=naming) from fault
                 relogins += 1
                 _log.info("the session with %s is over; logging in again", self.endpoint.host)
                 await self._retried_login(logins)
@@ -299,7 +302,7 @@ class Session:
                 delay = next(delays)
                 late = time.monotonic() >= give_up_at
                 if delay is None or late or not faults.is_retryable(fault) or self._closing.is_set():
-                    raise await self.error(fault, what) from fault
+                    raise await self.error(fault, what, naming=naming) from fault
                 self._tell(what, faults.words(fault), delay)
                 await self.pause(delay)
 
