@@ -123,7 +123,7 @@ class Session:
         """Connects and logs in. Nothing is left open when it fails."""
         try:
             self._tls = await self._in_thread(tls_context, self.endpoint)
-            self._stub, self._content = await self._connected()
+            self._content = await self._connected()
             await self._retried_login(0)
             await self.tasks.open()
         except BaseException:
@@ -138,9 +138,10 @@ class Session:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_LAST_ANSWER_S):
                     await self._in_thread(self._content.sessionManager.Logout)
+        # First this: whatever thread gives a connection back from here on sees it, and drops the connection itself.
+        self._threads_ended = True
         if self._stub is not None:
             self._stub.DropConnections()
-        self._threads_ended = True
         for answer in list(self._under_way):
             _set(answer, None, DriverError(f"the session with {self.endpoint.host} is closed"))
 
@@ -229,16 +230,15 @@ class Session:
                 name = str((await self.read([thing], ["name"])).get(thing, {}).get("name", ""))
         return faults.translated(fault, what, name)
 
-    async def _connected(self) -> tuple[Any, Any]:
+    async def _connected(self) -> Any:
         what = f"connecting to {self.endpoint.host}"
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):  # pyvmomi would wait for the first answer without an end
-                stub, content = await self._retried(self._connect, what)
+                return await self._retried(self._connect, what)
         except TimeoutError as error:
             raise DriverError(f"{what}: it does not answer") from error
-        return stub, content
 
-    def _connect(self) -> tuple[Any, Any]:
+    def _connect(self) -> Any:
         where = {"host": self.endpoint.host, "port": self.endpoint.port, "sslContext": self._tls}
         try:
             version = SmartStubAdapter(**where).version
@@ -255,7 +255,8 @@ class Session:
         stub.scheme = _Connection
         if self._on_call is not None:
             metered(stub, self._on_call)
-        return stub, vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
+        self._stub = stub  # before it has a connection: who gives up now has it closed, too
+        return vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
 
     async def _login(self, seen: int) -> None:
         """Logs in, unless somebody else did since `seen` logins."""
