@@ -12,8 +12,11 @@ import pytest
 import trustme
 from vsphere_dialling import OTHER, TOKEN, VM, contexts, dialled, exchange, host_of, on_uvloop, running
 from vsphere_esxi_port import Refused
+from vsphere_vmotion import port_of
+from vsphere_waiting import until
 
 from portlayer.drivers.vsphere.serial import Concentrator
+from portlayer.drivers.vsphere.serial.connection import HostConnection
 from portlayer.drivers.vsphere.serial.extension import Code, Message, do_proxy
 from portlayer.errors import DriverError, InvalidArgumentError
 
@@ -150,16 +153,19 @@ async def test_who_floods_the_concentrator_keeps_nobody_else_out() -> None:
 
 async def test_who_does_not_say_in_time_for_whom_it_speaks_is_cut_off() -> None:
     async with running(identify_s=0.1) as concentrator, asyncio.timeout(60):
-        host = host_of(concentrator)
-        await host.dial()
-        assert await host.read() == b""
-        await host.close()
-        concentrator._entrance.identify_s = 1  # enough on a machine that is busy with other things
-        known = await dialled(concentrator)
-        streams = await concentrator.connect(VM)
-        await asyncio.sleep(1.1)
-        await exchange(streams, known)
-        await known.close()
+        reader, writer = await asyncio.open_connection(*concentrator.address)
+        await reader.read()  # what it is asked, and then the end
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_who_has_said_for_whom_it_speaks_has_all_time(concentrator: Concentrator) -> None:
+    known = await dialled(concentrator)
+    inbound = port_of(concentrator)._inbound
+    assert isinstance(inbound, HostConnection)
+    assert inbound._patience.cancelled()
+    await exchange(await concentrator.connect(VM), known)
+    await known.close()
 
 
 async def test_when_descriptors_run_out_who_is_not_known_gives_way(
@@ -214,8 +220,7 @@ async def test_hosts_that_dial_before_all_vms_are_admitted_wait() -> None:
     async with asyncio.timeout(60):
         host = host_of(concentrator)
         opening = asyncio.create_task(host.open())
-        while host._writer is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: host._writer)
         concentrator.admit(VM, TOKEN)
         concentrator.serve()
         await opening

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 from vsphere_plain import outcome
-from vsphere_site import Site, make_template, spec, until
+from vsphere_site import Site, make_template, spec
+from vsphere_waiting import until
 
 from portlayer.errors import ConflictError, NotFoundError
 

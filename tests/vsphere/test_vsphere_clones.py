@@ -6,8 +6,9 @@ import pytest
 from pyVmomi import vim
 from vsphere_esxi_port import EsxiPort
 from vsphere_plain import extra, outcome
-from vsphere_site import MIB, Site, free_port, make_template, spec, until, writable
+from vsphere_site import MIB, Site, free_port, make_template, spec, writable
 from vsphere_trouble import cut_after, fail_task, fail_task_after, unavailable
+from vsphere_waiting import until
 
 from portlayer.drivers.base import PowerState, Shape
 from portlayer.drivers.vsphere import cloning, config_spec, extension, extra_config

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pyVmomi import vim
 from vsphere_plain import outcome
-from vsphere_site import Site, make_guest_image, spec, until
+from vsphere_site import Site, make_guest_image, spec
 from vsphere_trouble import cut_after, fail_task
+from vsphere_waiting import until
 
 from portlayer.errors import AlreadyExistsError, DriverError, ExhaustedError, NotFoundError
 

@@ -15,9 +15,10 @@ from vsphere_esxi_port import EsxiPort
 from vsphere_front import Forward, Front
 from vsphere_plain import extra, outcome
 from vsphere_sessions import denied
-from vsphere_site import IMAGE, Site, make_template, spec, until
+from vsphere_site import IMAGE, Site, make_template, spec
 from vsphere_soap import Call, Reply
 from vsphere_trouble import held, raise_fault, unavailable
+from vsphere_waiting import until
 
 from portlayer.drivers.base import Change, PowerState
 from portlayer.drivers.vsphere import (

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,12 @@ from vsphere_machines import Bench, settings
 from vsphere_plain import Plain, outcome
 from vsphere_simulator import Simulator
 from vsphere_trouble import raise_fault
+from vsphere_waiting import until
 
 from portlayer.drivers.base import Change, MachineChange
 from portlayer.drivers.vsphere import event_source
 from portlayer.drivers.vsphere.event_source import MAX_MESSAGE, MAX_NAME, PAGE, EventLog
 from portlayer.drivers.vsphere.session import Session
-
-
-async def until(what: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from vsphere_machines import IMAGE, WHO, guest_image, settings
 from vsphere_plain import Plain, outcome
 from vsphere_soap import Call, Reply, envelope
 from vsphere_trouble import raise_fault, unavailable
+from vsphere_waiting import until
 
 from portlayer.drivers.base import Change, Machine, MachineChange, MachineSpec, PowerState, Shape
 from portlayer.drivers.vsphere import cloning, site_driver, virtual_machines
@@ -95,12 +96,6 @@ def without_pool(site: Site) -> Iterator[None]:
         outcome(cluster.ReconfigureComputeResource_Task(config, True))
         if not enabled:
             yield
-
-
-async def until(what: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 async def is_followed(site: Site, driver: VsphereDriver, machine: Machine) -> None:

@@ -14,9 +14,10 @@ from vsphere_control import RECONFIGURATION
 from vsphere_front import Forward, Front
 from vsphere_http import CutError
 from vsphere_plain import extra
-from vsphere_site import Site, make_template, spec, until, writable
+from vsphere_site import Site, make_template, spec, writable
 from vsphere_soap import Call, Reply
 from vsphere_trouble import cut_after, fail_task_after, held, unavailable
+from vsphere_waiting import until
 
 from portlayer.drivers import uninterrupted
 from portlayer.drivers.base import PowerState

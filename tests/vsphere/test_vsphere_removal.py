@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pyVmomi import vim
 from vsphere_plain import extra, outcome
-from vsphere_site import MIB, Site, make_template, spec, until
+from vsphere_site import MIB, Site, make_template, spec
 from vsphere_trouble import fail_task, fail_task_after
+from vsphere_waiting import until
 
 from portlayer.drivers.vsphere import extra_config
 from portlayer.errors import ExhaustedError

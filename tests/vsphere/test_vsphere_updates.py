@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from pyVmomi import vim, vmodl
 from vsphere_front import Front
 from vsphere_sessions import through
 from vsphere_trouble import drop_session, raise_fault
+from vsphere_waiting import until
 
 from portlayer.drivers.vsphere import updates
 from portlayer.drivers.vsphere.session import Session
@@ -23,12 +24,6 @@ async def session(front: Front) -> AsyncIterator[Session]:
     async with through(front) as session:
         yield session
         front.clear()
-
-
-async def until(what: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 async def test_long_polls_outlive_whatever_a_source_raises(

@@ -1,42 +1,20 @@
-"""Streams through the concentrator while their VMs move to other hosts, whoever dies in the middle."""
+"""Streams through the concentrator while their VMs move to other hosts."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 from collections.abc import Callable, Coroutine
 
 import pytest
 import trustme
-from vsphere_dialling import OTHER, TOKEN, VM, Streams, contexts, dialled, exchange, fill, host_of, on_uvloop, running
+from vsphere_dialling import VM, contexts, dialled, exchange, fill, on_uvloop, running
 from vsphere_esxi_port import EsxiPort, Refused
+from vsphere_vmotion import arrived, begun, completed
 
-from portlayer.drivers.vsphere.serial import Concentrator, migration
-from portlayer.drivers.vsphere.serial.extension import Code, Message, do_proxy
+from portlayer.drivers.vsphere.serial import Concentrator
+from portlayer.drivers.vsphere.serial.extension import Code, Message
 from tether.wire import DataReceived, ResponseReceived, Role, Session, SessionLost, SessionOpened
-
-
-async def _cookie(source: EsxiPort) -> bytes:
-    answer = await source.begin(b"\xff\x00seq")
-    assert answer.code is Code.VMOTION_GOAHEAD
-    assert answer.body.startswith(b"\xff\x00seq")
-    assert len(answer.body) == 5 + migration.SECRET_BYTES
-    return answer.body
-
-
-async def _arrived(source: EsxiPort, cookie: bytes) -> EsxiPort:
-    destination = source.twin()
-    await destination.open()
-    await destination.present(cookie)
-    return destination
-
-
-async def _completed(source: EsxiPort, destination: EsxiPort, streams: Streams) -> None:
-    """The VM runs on at its destination, and is spoken with there."""
-    destination.send(Message(Code.VMOTION_COMPLETE))
-    await source.close()
-    await exchange(streams, destination)
 
 
 async def test_a_stream_survives_many_vmotions_without_a_byte_lost_or_doubled(concentrator: Concentrator) -> None:
@@ -75,14 +53,13 @@ async def test_a_stream_survives_many_vmotions_without_a_byte_lost_or_doubled(co
 
 
 async def test_bytes_are_held_back_and_then_go_to_the_destination_in_order(concentrator: Concentrator) -> None:
-    concentrator._admissions.port(VM)._drain_s = 60  # A is on its way, however slow this machine is
     source = await dialled(concentrator)
     reader, writer = await concentrator.connect(VM)
     writer.write(b"1")
-    cookie = await _cookie(source)
+    cookie = await begun(source)
     writer.write(b"2")
     source.write(b"A")
-    destination = await _arrived(source, cookie)
+    destination = await arrived(source, cookie)
     writer.write(b"3")
     destination.write(b"C")
     source.write(b"B")
@@ -100,11 +77,11 @@ async def test_bytes_are_held_back_and_then_go_to_the_destination_in_order(conce
 async def test_the_user_waits_when_much_is_held_back(concentrator: Concentrator) -> None:
     source = await dialled(concentrator)
     _, writer = await concentrator.connect(VM)
-    cookie = await _cookie(source)
+    cookie = await begun(source)
     total = await fill(writer.write, writer.drain)
     assert total <= 256 * 1024
     assert writer.transport.get_write_buffer_size() == total
-    destination = await _arrived(source, cookie)
+    destination = await arrived(source, cookie)
     destination.send(Message(Code.VMOTION_COMPLETE))
     assert len(await destination.read_exactly(total)) == total
     await writer.drain()
@@ -115,8 +92,8 @@ async def test_the_user_waits_when_much_is_held_back(concentrator: Concentrator)
 async def test_abort_returns_to_the_source(concentrator: Concentrator) -> None:
     source = await dialled(concentrator)
     streams = await concentrator.connect(VM)
-    cookie = await _cookie(source)
-    destination = await _arrived(source, cookie)
+    cookie = await begun(source)
+    destination = await arrived(source, cookie)
     destination.write(b"never ran")
     streams[1].write(b"held")
     source.send(Message(Code.VMOTION_ABORT))
@@ -133,239 +110,10 @@ async def test_abort_returns_to_the_source(concentrator: Concentrator) -> None:
         await host.close()
 
 
-async def test_a_destination_may_come_without_asking_to_be_carried(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    streams = await concentrator.connect(VM)
-    cookie = await _cookie(source)
-    destination = source.twin()
-    await destination.dial()
-    await destination.present(cookie)
-    destination.send(Message(Code.VMOTION_COMPLETE))
-    destination.send(do_proxy("C", f"vch://{TOKEN}"))
-    await destination._answer(Code.WILL_PROXY)
-    await source.close()
-    await exchange(streams, destination)
-    await destination.close()
-
-
-@pytest.mark.parametrize("uuid", [VM, OTHER])
-async def test_wrong_secrets_and_wrong_vms_are_refused(concentrator: Concentrator, uuid: str) -> None:
-    concentrator.admit(OTHER, TOKEN)
-    source = await dialled(concentrator)
-    streams = await concentrator.connect(VM)
-    cookie = await _cookie(source)
-    stranger = await dialled(concentrator, vc_uuid=uuid)
-    with pytest.raises(Refused, match="UNKNOWN_SUBOPTION_RCVD_2"):
-        await stranger.present(cookie if uuid == OTHER else cookie[:-1] + bytes([cookie[-1] ^ 1]))
-    assert await stranger.read() == b""
-    destination = await _arrived(source, cookie)
-    await _completed(source, destination, streams)
-    await stranger.close()
-    await destination.close()
-
-
-async def test_a_peer_without_any_vmotion_is_refused(concentrator: Concentrator) -> None:
-    early = host_of(concentrator)
-    await early.dial()
-    with pytest.raises(Refused):
-        await early.present(b"seq" + secrets.token_bytes(4))
-    await early.close()
-
-
-async def test_wrong_guesses_do_not_keep_a_destination_out(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    streams = await concentrator.connect(VM)
-    cookie = await _cookie(source)
-    for _ in range(1000):
-        assert concentrator._admissions.migrations.find(cookie[:-8] + secrets.token_bytes(8)) is None
-    destination = await _arrived(source, cookie)
-    await _completed(source, destination, streams)
-    await destination.close()
-
-
-async def test_a_second_begin_voids_the_first_until_a_destination_is_there(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    streams = await concentrator.connect(VM)
-    first = await _cookie(source)
-    second = await _cookie(source)
-    assert first != second
-    late = source.twin()
-    await late.open()
-    with pytest.raises(Refused):
-        await late.present(first)
-    destination = await _arrived(source, second)
-    assert (await source.begin()).code is Code.VMOTION_NOTNOW
-    await _completed(source, destination, streams)
-    for host in (late, destination):
-        await host.close()
-
-
-async def test_begin_of_nobody_is_not_now(concentrator: Concentrator) -> None:
-    host = host_of(concentrator)
-    await host.dial()
-    assert (await host.begin()).code is Code.VMOTION_NOTNOW
-    host.send(Message(Code.VMOTION_ABORT))
-    host.send(do_proxy("C", f"vch://{TOKEN}"))
-    await host._answer(Code.WILL_PROXY)
-    await host.close()
-
-
-async def test_the_source_dies_before_the_destination_comes(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    streams = await concentrator.connect(VM)
-    cookie = await _cookie(source)
-    source.write(b"last")
-    assert await streams[0].readexactly(4) == b"last"
-    await source.kill()
-    streams[1].write(b"held")
-    destination = await _arrived(source, cookie)
-    destination.send(Message(Code.VMOTION_COMPLETE))
-    assert await destination.read_exactly(4) == b"held"
-    await exchange(streams, destination)
-    await destination.close()
-
-
-async def test_the_source_dies_after_the_destination_came(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    streams = await concentrator.connect(VM)
-    destination = await _arrived(source, await _cookie(source))
-    destination.write(b"here")
-    await source.kill()
-    assert await streams[0].readexactly(4) == b"here"
-    streams[1].write(b"held")
-    destination.send(Message(Code.VMOTION_COMPLETE))
-    assert await destination.read_exactly(4) == b"held"
-    await exchange(streams, destination)
-    await destination.close()
-
-
-async def test_source_and_destination_die(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    reader, _ = await concentrator.connect(VM)
-    destination = await _arrived(source, await _cookie(source))
-    await source.kill()
-    await destination.kill()
-    assert await reader.read() == b""
-    await concentrator.wait_disconnected(VM)
-
-
-async def test_a_destination_dies_and_another_one_comes(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    streams = await concentrator.connect(VM)
-    cookie = await _cookie(source)
-    lost = await _arrived(source, cookie)
-    lost.write(b"never ran")
-    await lost.kill()
-    replaced = await _arrived(source, cookie)
-    destination = await _arrived(source, cookie)
-    assert await replaced.read() == b""
-    source.write(b"still here")
-    assert await streams[0].readexactly(10) == b"still here"
-    await _completed(source, destination, streams)
-    await replaced.close()
-    await destination.close()
-
-
-async def test_nobody_comes_and_the_source_is_spoken_to_again() -> None:
-    async with running(vmotion_s=0.2) as concentrator, asyncio.timeout(60):
-        source = await dialled(concentrator)
-        streams = await concentrator.connect(VM)
-        cookie = await _cookie(source)
-        streams[1].write(b"held")
-        assert await source.read_exactly(4) == b"held"
-        await exchange(streams, source)
-        destination = await _arrived(source, cookie)
-        await _completed(source, destination, streams)
-        await destination.close()
-
-
-async def test_a_source_that_goes_on_without_a_word_is_spoken_to_again() -> None:
-    """Its host gave up before it heard GOAHEAD."""
-    async with running(drain_s=0.1) as concentrator, asyncio.timeout(60):
-        source = await dialled(concentrator)
-        streams = await concentrator.connect(VM)
-        await _cookie(source)
-        streams[1].write(b"held")
-        source.write(b"running")
-        assert await source.read_exactly(4) == b"held"
-        assert await streams[0].readexactly(7) == b"running"
-        await exchange(streams, source)
-        source = await source.vmotion()
-        await exchange(streams, source)
-        await source.close()
-
-
-async def test_a_destination_that_comes_late_is_waited_for_once_it_is_there() -> None:
-    async with running(vmotion_s=0.2) as concentrator, asyncio.timeout(60):
-        source = await dialled(concentrator)
-        streams = await concentrator.connect(VM)
-        cookie = await _cookie(source)
-        streams[1].write(b"early")
-        assert await source.read_exactly(5) == b"early"
-        concentrator._admissions.port(VM)._vmotion_s = 60
-        destination = await _arrived(source, cookie)
-        streams[1].write(b"late")
-        destination.send(Message(Code.VMOTION_COMPLETE))
-        assert await destination.read_exactly(4) == b"late"
-        await source.close()
-        await destination.close()
-
-
-async def test_nobody_comes_and_the_source_is_gone() -> None:
-    async with running(vmotion_s=0.2) as concentrator, asyncio.timeout(60):
-        source = await dialled(concentrator)
-        reader, _ = await concentrator.connect(VM)
-        await _cookie(source)
-        await source.kill()
-        assert await reader.read() == b""
-        assert not concentrator.is_connected(VM)
-
-
-async def test_a_source_that_does_not_hang_up_is_waited_for_a_while_only() -> None:
-    async with running(drain_s=0.2) as concentrator, asyncio.timeout(60):
-        source = await dialled(concentrator)
-        streams = await concentrator.connect(VM)
-        destination = await _arrived(source, await _cookie(source))
-        destination.send(Message(Code.VMOTION_COMPLETE))
-        source.write(b"last")
-        destination.write(b"first")
-        assert await streams[0].readexactly(9) == b"lastfirst"
-        await exchange(streams, destination)
-        await source.close()
-        await destination.close()
-
-
-async def test_a_slow_user_gets_all_of_the_source_before_the_destination() -> None:
-    async with running(drain_s=0.2) as concentrator, asyncio.timeout(60):
-        source = await dialled(concentrator)
-        reader, _ = await concentrator.connect(VM)
-        destination = await _arrived(source, await _cookie(source))
-        source.write(b"s" * 1_500_000)
-        destination.send(Message(Code.VMOTION_COMPLETE))
-        destination.write(b"d" * 1_500_000)
-        closing = asyncio.gather(source.close(), destination.close())
-        await asyncio.sleep(0.6)
-        received = await reader.readexactly(3_000_000)
-        assert received == b"s" * 1_500_000 + b"d" * 1_500_000
-        await closing
-
-
-async def test_the_destination_dies_before_the_source_is_heard_out(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    reader, _ = await concentrator.connect(VM)
-    destination = await _arrived(source, await _cookie(source))
-    destination.send(Message(Code.VMOTION_COMPLETE))
-    destination.write(b"its last")
-    await destination.close()
-    assert await reader.read() == b"its last"
-    assert await source.read() == b""
-    await source.close()
-
-
 async def test_a_destination_that_says_much_before_complete_is_taken_to_run(concentrator: Concentrator) -> None:
     source = await dialled(concentrator)
     streams = await concentrator.connect(VM)
-    destination = await _arrived(source, await _cookie(source))
+    destination = await arrived(source, await begun(source))
     destination.write(bytes(400_000))
     assert await source.read() == b""
     await source.close()
@@ -375,60 +123,20 @@ async def test_a_destination_that_says_much_before_complete_is_taken_to_run(conc
     await destination.close()
 
 
-async def test_a_vm_that_starts_anew_during_a_vmotion_is_known_by_what_it_says(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    reader, _ = await concentrator.connect(VM)
-    await _cookie(source)
-    restarted = await dialled(concentrator)
-    restarted.write(b"Linux version")
-    assert await reader.read() == b""
-    assert await source.read() == b""
-    await exchange(await concentrator.connect(VM), restarted)
-    await source.close()
-    await restarted.close()
-
-
-async def test_a_vm_that_starts_anew_during_a_vmotion_is_known_by_its_silence() -> None:
-    async with running(identify_s=0.3) as concentrator, asyncio.timeout(60):
-        source = await dialled(concentrator)
-        reader, _ = await concentrator.connect(VM)
-        await _cookie(source)
-        restarted = await dialled(concentrator)
-        assert await reader.read() == b""
-        await exchange(await concentrator.connect(VM), restarted)
-        await source.close()
-        await restarted.close()
-
-
-async def test_a_vm_that_starts_anew_when_all_of_its_vmotion_are_gone(concentrator: Concentrator) -> None:
-    source = await dialled(concentrator)
-    await concentrator.connect(VM)
-    destination = await _arrived(source, await _cookie(source))
-    restarted = await dialled(concentrator)
-    await source.kill()
-    await destination.kill()
-    port = concentrator._admissions.port(VM)
-    while port._inbound is None or port._candidates:
-        await asyncio.sleep(0.01)
-    assert not concentrator._entrance._unidentified
-    await exchange(await concentrator.connect(VM), restarted)
-    await restarted.close()
-
-
 async def test_a_user_may_come_in_the_middle_of_a_vmotion(concentrator: Concentrator) -> None:
     source = await dialled(concentrator)
     _, first = await concentrator.connect(VM)
-    cookie = await _cookie(source)
+    cookie = await begun(source)
     first.write(b"of a user that is gone")
     streams = await concentrator.connect(VM)
-    destination = await _arrived(source, cookie)
-    await _completed(source, destination, streams)
+    destination = await arrived(source, cookie)
+    await completed(source, destination, streams)
     await destination.close()
 
 
 async def test_over_tls_with_a_vmotion(authority: trustme.CA) -> None:
     server, client = contexts(authority)
-    async with running(tls=server, drain_s=0.1) as concentrator, asyncio.timeout(60):
+    async with running(tls=server) as concentrator, asyncio.timeout(60):
         assert concentrator.uri == f"telnets://127.0.0.1:{concentrator.address[1]}"
         host = await dialled(concentrator, tls=client)
         streams = await concentrator.connect(VM)

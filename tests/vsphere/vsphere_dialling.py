@@ -17,14 +17,20 @@ from portlayer.drivers.vsphere.serial import Concentrator
 VM = "502c1a00-356f-2b8d-90ab-0123456789ff"
 OTHER = "502c1a00-356f-2b8d-90ab-000000000000"
 TOKEN = "0123456789abcdef0123456789abcdef"
+_ROUNDS, _ROUND_S = 100, 0.01
 ALL_BYTES = bytes(range(256)) * 3 + b"\xff\xff\xff\xf0"
+
+
+# More than any step of a test takes, in seconds. Where a time is to be over, the test says when: `expire`.
+LONG_S = 60.0
+_TIMES = {"identify_s": LONG_S, "vmotion_s": LONG_S, "drain_s": LONG_S}
 
 
 @contextlib.asynccontextmanager
 async def running(**options: object) -> AsyncIterator[Concentrator]:
     """An open concentrator that knows VM; asserts that nothing of it is left."""
     before = asyncio.all_tasks()
-    concentrator = Concentrator("127.0.0.1", 0, **options)  # type: ignore[arg-type]
+    concentrator = Concentrator("127.0.0.1", 0, **(_TIMES | options))  # type: ignore[arg-type]
     await concentrator.open()
     concentrator.admit(VM, TOKEN)
     concentrator.serve()
@@ -64,17 +70,38 @@ async def exchange(streams: Streams, host: EsxiPort, data: bytes = ALL_BYTES) ->
     assert await host.read_exactly(len(data)) == data
 
 
-async def fill(write: object, drain: object) -> int:
+async def fill(write: Callable[[bytes], None], drain: Callable[[], Coroutine[None, None, None]]) -> int:
     """Writes until the other side lets it wait; returns how much that was."""
     total = 0
-    with contextlib.suppress(TimeoutError):
-        while total < 64 << 20:
-            write(b"\xff" + bytes(65535))  # type: ignore[operator]
-            total += 65536
-            async with asyncio.timeout(0.5):
-                await drain()  # type: ignore[operator]
-    assert total < 64 << 20
-    return total
+    while total < 64 << 20:
+        write(b"\xff" + bytes(65535))
+        total += 65536
+        draining = asyncio.ensure_future(drain())
+        if not await settles(draining):
+            draining.cancel()
+            await asyncio.wait([draining])
+            return total
+    raise AssertionError("nobody is made to wait")
+
+
+async def settles(work: asyncio.Future[None]) -> bool:
+    """Whether it ends while everything that is under way goes on: both ends, and what is between, are in this loop.
+
+    How often the loop goes round counts, not how long that takes.
+    """
+    for _ in range(_ROUNDS):
+        if work.done():
+            return True
+        await asyncio.sleep(_ROUND_S)
+    return work.done()
+
+
+def expire(timer: asyncio.TimerHandle | None) -> None:
+    """The time that it stands for is over."""
+    assert timer is not None
+    assert not timer.cancelled()
+    timer._run()
+    timer.cancel()
 
 
 def contexts(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +128,6 @@ def make_guest_image(directory: Path, kind: bytes = b"first") -> None:
 
 def spec(name: str = "web", **other: Any) -> MachineSpec:
     return MachineSpec(secrets.token_hex(32), name, 512 * MIB, 2, IMAGE, 64 * MIB, "nginx:latest", **other)
-
-
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not what():
-            await asyncio.sleep(0.01)
 
 
 async def make_template(driver: VsphereDriver) -> Any:
