@@ -18,7 +18,7 @@ from vsphere_sessions import denied
 from vsphere_site import IMAGE, Site, make_template, spec
 from vsphere_soap import Call, Reply
 from vsphere_trouble import held, raise_fault, unavailable
-from vsphere_waiting import until
+from vsphere_waiting import PATIENCE_S, until
 
 from portlayer.drivers.base import Change, PowerState
 from portlayer.drivers.vsphere import (
@@ -112,8 +112,7 @@ async def test_hosts_that_dial_while_a_port_layer_comes_up_are_not_refused(
 
     async def dialled_before(driver: VsphereDriver) -> None:
         dialling.append(asyncio.create_task(host.open()))
-        while host._writer is None:
-            await asyncio.sleep(0.01)
+        await until(lambda: host._writer)
         await load(driver)
 
     monkeypatch.setattr(VsphereDriver, "_load", dialled_before)
@@ -227,7 +226,7 @@ async def test_power_and_who_waits_for_its_end(site: Site) -> None:
         await machine.resume()
         assert not waiting.done()
         outcome(site.vm(f"web-{machine.id[:12]}").PowerOffVM_Task())  # by somebody else
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await waiting
         await machine.power_off()
         await until(lambda: Change.POWERED_OFF in [change.kind for change in site.told])
@@ -242,7 +241,8 @@ async def test_views_that_are_not_followed_any_more_are_ended(site: Site) -> Non
             for followed in (driver.around.session.updates, driver.around.session.tasks._updates):
                 lost = followed._collector
                 await driver.around.session.call(lost.DestroyPropertyCollector, what="as a crash does")
-                await until(lambda followed=followed, lost=lost: followed._collector not in (None, lost))
+                # Until all that is followed has been told of anew.
+                await until(lambda at=followed, lost=lost: at._collector not in (None, lost) and not at._first)
             await machine.power_on()
             await machine.power_off()
         calls = site.front.calls
@@ -264,7 +264,7 @@ async def test_who_waits_for_the_end_waits_on_while_vcenter_is_away(
         await asyncio.sleep(0)
         assert not waiting.done()
         outcome(site.vm(f"web-{machine.id[:12]}").PowerOffVM_Task())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await waiting
         assert away.hits == 3
 
@@ -313,7 +313,7 @@ async def test_a_vm_that_somebody_removes_is_gone(site: Site) -> None:
         # One that came and went between two answers of the long poll was never there.
         await until(lambda: bool(driver.around.vms.known(site.vm(f"web-{machine.id[:12]}"), "name")))
         outcome(site.vm(f"web-{machine.id[:12]}").Destroy_Task())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await waiting
         await until(lambda: Change.GONE in [change.kind for change in site.told])
         assert await driver.list() == []

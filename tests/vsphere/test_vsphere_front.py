@@ -26,6 +26,7 @@ from vsphere_trouble import (
     slow,
     unavailable,
 )
+from vsphere_waiting import PATIENCE_S
 
 _BROKEN = (OSError, http.client.HTTPException)
 
@@ -82,7 +83,7 @@ def test_long_polls_do_not_hold_up_calls(plain: Plain) -> None:
     collector.CreateFilter(spec, False)
     version = collector.WaitForUpdatesEx("", query.WaitOptions(maxWaitSeconds=1)).version
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(collector.WaitForUpdatesEx, version, query.WaitOptions(maxWaitSeconds=20))
+        waiting = thread.submit(collector.WaitForUpdatesEx, version, query.WaitOptions(maxWaitSeconds=60))
         outcome(machine.PowerOnVM_Task())
         changes = [c for f in waiting.result().filterSet for o in f.objectSet for c in o.changeSet]
     assert ("runtime.powerState", "poweredOn") in [(change.name, change.val) for change in changes]
@@ -235,7 +236,7 @@ def test_calls_wait(front: Front, plain: Plain) -> None:
     front.inject("CurrentTime", slow(0.01))
     with ThreadPoolExecutor(1) as thread:
         creating = thread.submit(plain.create, "late")
-        assert injection.hit.wait(10)
+        assert injection.hit.wait(PATIENCE_S)
         assert plain.content.rootFolder.name, "other calls go on"
         assert front.forwarded["CreateVM_Task"] == 0
         gate.set()
@@ -257,7 +258,7 @@ def test_session_ends_in_a_long_poll(front: Front, plain: Plain) -> None:
     injection = front.inject("WaitForUpdatesEx", slow(0))
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(collector.WaitForUpdatesEx, version, query.WaitOptions(maxWaitSeconds=60))
-        assert injection.hit.wait(10)
+        assert injection.hit.wait(PATIENCE_S)
         front.drop_sessions()
         with pytest.raises(vim.fault.NotAuthenticated):
             waiting.result()

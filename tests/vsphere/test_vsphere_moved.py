@@ -17,7 +17,7 @@ from vsphere_machines import IMAGE, WHO, guest_image, settings
 from vsphere_plain import Plain, outcome
 from vsphere_soap import Call, Reply, envelope
 from vsphere_trouble import raise_fault, unavailable
-from vsphere_waiting import until
+from vsphere_waiting import PATIENCE_S, until
 
 from portlayer.drivers.base import Change, Machine, MachineChange, MachineSpec, PowerState, Shape
 from portlayer.drivers.vsphere import cloning, site_driver, virtual_machines
@@ -103,7 +103,7 @@ async def is_followed(site: Site, driver: VsphereDriver, machine: Machine) -> No
     waiting = asyncio.ensure_future(machine.wait_off())
     before = len(site.words(Change.POWERED_OFF))
     outcome(site.vm(machine).PowerOffVM_Task())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await waiting
     await until(lambda: len(site.words(Change.POWERED_OFF)) > before)
     assert driver.around.vms.known(site.vm(machine), "runtime.powerState") == "poweredOff"

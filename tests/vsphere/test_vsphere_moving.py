@@ -17,7 +17,7 @@ from vsphere_plain import extra
 from vsphere_site import Site, make_template, spec, writable
 from vsphere_soap import Call, Reply
 from vsphere_trouble import cut_after, fail_task_after, held, unavailable
-from vsphere_waiting import until
+from vsphere_waiting import PATIENCE_S, until
 
 from portlayer.drivers import uninterrupted
 from portlayer.drivers.base import PowerState
@@ -125,7 +125,7 @@ async def test_a_start_that_is_given_up_does_not_cost_the_disk(
         disk, clone = writable(site.vm(name)), await template.clone()
         moving = site.front.inject("ReconfigVM_Task", held(gate), when=lambda call: call.target == clone.vm._moId)
         starting = asyncio.ensure_future(machine.power_on(clone))
-        await until(lambda: bool(moving.hits))
+        await until(lambda: moving.hits)
         await given_up(starting)
         again = asyncio.ensure_future(machine.power_on())  # which waits for what is under way
         gate.set()
@@ -158,10 +158,12 @@ async def test_a_move_that_goes_on_when_the_port_layer_is_killed_is_waited_for(
         machine = await driver.create(spec(), b"record")
         disk, clone = writable(site.vm(f"web-{machine.id[:12]}")), await template.clone()
         site.front.inject("ReconfigVM_Task", begin, when=lambda call: call.target == clone.vm._moId)
-        site.front.inject("ReconfigVM_Task", unavailable(), times=None, when=lambda call: call.target == clone.vm._moId)
+        again = site.front.inject(
+            "ReconfigVM_Task", unavailable(), times=None, when=lambda call: call.target == clone.vm._moId
+        )
         driver.around.session.delays_s = (0.02, 60.0)
         starting = asyncio.ensure_future(machine.power_on(clone))
-        await until(lambda: bool(begun))
+        await until(lambda: again.hits)  # after which it waits for a minute
         starting.cancel()
     site.front.clear()
     site.front.inject("RetrievePropertiesEx", look, times=None, when=lambda call: b"descriptionId" in call.body)
@@ -193,7 +195,7 @@ async def test_a_record_that_is_written_meanwhile_moves_too(
         clone = await template.clone()
         moving = site.front.inject("ReconfigVM_Task", held(gate), when=lambda call: call.target == clone.vm._moId)
         starting = asyncio.ensure_future(machine.power_on(clone))
-        await until(lambda: bool(moving.hits))
+        await until(lambda: moving.hits)
         writing = asyncio.ensure_future(machine.write_record(b"stopped meanwhile"))
         await asyncio.sleep(0)
         gate.set()
@@ -210,7 +212,7 @@ async def test_a_vm_that_a_container_has_left_may_not_dial_in(site: Site, short_
         machine = await driver.create(spec(), b"record")
         await machine.power_on(await template.clone())
         with pytest.raises(DriverError, match="not admitted"):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 await driver.around.lines.connect(first_uuid(machine.id))
 
 
@@ -221,12 +223,12 @@ async def test_a_creation_that_is_given_up_leaves_nothing_however_long_it_takes(
         await driver.destroy(await driver.create(spec(), b"record"))
         making = site.front.inject("CreateVM_Task", held(gate))
         creation = asyncio.ensure_future(driver.create(spec(), b"record"))
-        await until(lambda: bool(making.hits))
+        await until(lambda: making.hits)
         await given_up(creation)
         gate.set()
         await until(lambda: site.front.calls["Destroy_Task"] == 2)
         await until(lambda: (site.names(), site.files()) == ([], set()))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while await driver.list():
                 await asyncio.sleep(0.01)
 
@@ -241,7 +243,7 @@ async def test_a_clone_that_nobody_waits_for_any_more_goes(
         [name] = site.names()
         making = site.front.inject("InstantClone_Task", held(gate))
         cloning = asyncio.ensure_future(template.clone())
-        await until(lambda: bool(making.hits))
+        await until(lambda: making.hits)
         if patience_s > 1:
             gate.set()
         await given_up(cloning)

@@ -13,6 +13,7 @@ from pyVmomi import vim, vmodl
 from vsphere_front import Front
 from vsphere_machines import Bench
 from vsphere_trouble import raise_fault
+from vsphere_waiting import until
 
 from portlayer.drivers.base import CardUsage, MachineUsage
 from portlayer.drivers.vsphere import performance
@@ -49,6 +50,7 @@ class Hosts:
         self.units = {measure.name: measure.unit for measure in MEASURES}
         self.failing: dict[str, Exception] = {}
         self.held: asyncio.Event | None = None
+        self.holds = asyncio.Event()  # set while a question is held
         self.content = SimpleNamespace(perfManager=Manager(self._query))
         self.performance = Performance(self, lambda vm: self.on, lambda: self.now)  # type: ignore[arg-type]
 
@@ -58,6 +60,7 @@ class Hosts:
 
     async def call(self, method: Any, *args: Any, what: str) -> Any:
         if self.held is not None:
+            self.holds.set()
             await self.held.wait()
         return method(*args)
 
@@ -92,6 +95,11 @@ class Hosts:
 
     async def usage(self, vm: str = "vm-1") -> MachineUsage | None:
         return await self.performance.usage(vim.VirtualMachine(vm))
+
+    async def answered(self) -> None:
+        """Returns when nothing is asked in the background any more."""
+        if (asking := self.performance._asking) is not None:
+            await asking
 
 
 def _counter(name: str, unit: str) -> Any:
@@ -156,8 +164,7 @@ async def test_counters_grow_evenly_never_go_back_and_add_up() -> None:
         hosts.samples.append((f"00:0{number}:00", sample(cpu_used={"": number * 1000})))
         for _ in range(INTERVAL_S):
             usage = await hosts.usage()
-            await asyncio.sleep(0)  # the next sample comes in the background
-            await asyncio.sleep(0)
+            await hosts.answered()
             assert usage is not None
             seen.append(usage.cpu_ns)
             hosts.now += 1
@@ -217,7 +224,7 @@ async def test_all_who_ask_are_one_question_in_each_interval() -> None:
     assert hosts.queries == []
     hosts.now += 1
     await asyncio.gather(*(hosts.usage(vm) for vm in vms))
-    await asyncio.sleep(0.01)
+    await hosts.answered()
     assert sorted(map(len, hosts.queries)) == [50, 100, 100]
 
 
@@ -230,7 +237,7 @@ async def test_nobody_is_asked_for_who_is_not_asked_after() -> None:
     assert hosts.queries == [["vm-1"], ["vm-2"]]
     hosts.now += KEPT_S
     await hosts.usage("vm-2")
-    await asyncio.sleep(0.01)
+    await hosts.answered()
     assert list(hosts.performance._accounts) == ["vm-2"]
 
 
@@ -242,7 +249,7 @@ async def test_a_slow_vcenter_keeps_those_waiting_only_who_know_nothing() -> Non
     hosts.now += INTERVAL_S
     assert await hosts.usage() == WHOLE
     newcomer = asyncio.create_task(hosts.usage("vm-2"))
-    await asyncio.sleep(0.01)
+    await hosts.holds.wait()
     assert not newcomer.done()
     hosts.held.set()
     assert await newcomer is not None
@@ -267,7 +274,7 @@ async def test_a_failure_is_not_repeated_at_once_and_passes() -> None:
     hosts.failing.clear()
     hosts.now += INTERVAL_S
     await hosts.usage()
-    await asyncio.sleep(0.01)
+    await hosts.answered()
     assert await hosts.usage() is not None
 
 
@@ -302,15 +309,15 @@ def test_an_answer_that_makes_no_sense_is_no_sample() -> None:
 # --- on the simulator
 
 
-async def test_the_simulators_vms_are_asked_for_together(bench: Bench) -> None:
+async def test_the_simulators_vms_are_asked_for_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has every counter, in its unit; what they say is made up, and is for all cards and disks at once."""
     machines = [await bench.machine(running=True) for _ in range(3)]
-    async with asyncio.timeout(20):  # until it has been told that they run
-        while not all(bench.driver.around.vms.is_on(machine.vm) for machine in machines):
-            await asyncio.sleep(0.01)
+    await until(lambda: all(bench.driver.around.vms.is_on(machine.vm) for machine in machines))
+    performance = bench.driver.around.performance
+    monkeypatch.setattr(performance, "_clock", lambda: 1000.0)  # no other sample is due meanwhile
     bench.front.clear()
     found = await asyncio.gather(*(machine.usage() for machine in machines))
-    known = bench.driver.around.performance._counters
+    known = performance._counters
     assert known is not None
     assert set(known.values()) == set(MEASURES)
     for usage in found:

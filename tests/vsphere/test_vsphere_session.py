@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pyVmomi import vim, vmodl
 from vsphere_simulator import HOST, Simulator
+from vsphere_waiting import PATIENCE_S
 
 from portlayer.drivers.vsphere import faults
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint, tls_context
@@ -142,7 +143,7 @@ async def test_tasks_that_wait_survive_the_end_of_the_session(simulator: Simulat
     task = await session.call(vm.PowerOnVM_Task, what="on")
     lost = session.tasks._updates._collector
     await session.call(lost.DestroyPropertyCollector, what="as a crash does")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await session.tasks.outcome(task, "on", None)
         await session.run(vm.PowerOffVM_Task, what="off")
         await session.run(vm.Destroy_Task, what="removing")
@@ -154,7 +155,7 @@ async def test_some_may_wait_for_one_task(session: Session) -> None:
     try:
         for method in (vm.PowerOnVM_Task, vm.PowerOffVM_Task):
             task = await session.call(method, what="power")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 await asyncio.gather(*(session.tasks.outcome(task, "power", None) for _ in range(3)))
                 await session.tasks.outcome(task, "power", None)
                 await session.run(vm.ReconfigVM_Task, vim.vm.ConfigSpec(), what="another")

@@ -12,6 +12,7 @@ import pytest
 from pyVmomi import vim, vmodl
 from vsphere_plain import Plain, outcome
 from vsphere_simulator import HOST, Simulator, session
+from vsphere_waiting import PATIENCE_S
 
 
 def names(simulator: Simulator, kind: type) -> set[str]:
@@ -68,7 +69,7 @@ def test_machines_may_be_made_while_somebody_waits(fresh_simulator: Simulator) -
             for batch in range(10):
                 tasks = [plain.create(f"m{batch}-{number}") for number in range(4)]
                 made |= {outcome(task)._moId for task in tasks}
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE_S
             while seen != made and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert seen == made

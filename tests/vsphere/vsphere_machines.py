@@ -18,6 +18,7 @@ import pytest
 from vsphere_front import Front
 from vsphere_plain import Plain
 from vsphere_simulator import HOST
+from vsphere_waiting import PATIENCE_S
 
 from portlayer.drivers.base import Machine, MachineSpec
 from portlayer.drivers.vsphere import site_driver
@@ -108,7 +109,7 @@ class Bench:
 
     async def leaves_nothing_of(self, machine_id: str, after: str = "") -> None:
         """Waits, since the simulator deletes a VM's files by a task that Destroy_Task does not wait for."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while found := self.traces(machine_id):
             assert time.monotonic() < deadline, (after, found)
             await asyncio.sleep(0.01)

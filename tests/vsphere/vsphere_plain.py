@@ -10,7 +10,7 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 _LOOK_S = 0.01
-_END_S = 30.0
+_END_S = 60.0
 
 
 def outcome(task: Any) -> Any:
