@@ -116,6 +116,7 @@ def site(front: Front, tmp_path: Path) -> Iterator[Site]:
     with front.simulator.connected() as instance:
         site = Site(front, tmp_path, Plain(instance))
         yield site
+        site.close()
         front.clear()
         folder = site.plain.content.searchIndex.FindByInventoryPath(site.path)
         for vm in folder.childEntity if folder else ():

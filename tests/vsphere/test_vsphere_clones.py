@@ -6,7 +6,7 @@ import pytest
 from pyVmomi import vim
 from vsphere_esxi_port import EsxiPort
 from vsphere_plain import extra, outcome
-from vsphere_site import MIB, Site, free_port, make_template, spec, writable
+from vsphere_site import MIB, Site, make_template, spec, writable
 from vsphere_trouble import cut_after, fail_task, fail_task_after, unavailable
 from vsphere_waiting import until
 
@@ -163,7 +163,7 @@ async def test_a_vm_that_runs_is_told_where_to_dial_now(site: Site, monkeypatch:
     monkeypatch.setattr(machine_module, "_PATIENCE_S", 0.05)
     async with site.driver() as driver:
         await (await driver.create(spec(), b"record")).power_on()
-    site.serial_port = free_port()
+    site.serial_port = site.another_port()
     async with site.driver() as driver:
         [machine] = await driver.list()
         with pytest.raises(TimeoutError):
@@ -242,7 +242,7 @@ async def test_what_is_out_of_date_or_half_made_is_removed(site: Site, short_dia
         assert driver.cloning is not None
         await driver.cloning.boot_parent(Shape(256 * MIB, 1))  # and the port layer dies
         assert len(site.names()) == 3
-    site.serial_port = free_port()  # no clone could reach the concentrator now
+    site.serial_port = site.another_port()  # no clone could reach the concentrator now
     async with site.driver() as driver:
         assert driver.cloning is not None
         left = await driver.cloning.templates()

@@ -69,6 +69,7 @@ FULL = vim.fault.NoDiskSpace(msg="LocalDS_0 is full", datastore="LocalDS_0")
 async def test_trouble_at_every_call(bench: Bench, name: str, trouble: str) -> None:
     operation = OPERATIONS[name]
     undisturbed = await bench.machine(running=operation.running)
+    await bench.settled()
     bench.front.clear()
     await operation.run(undisturbed)
     calls = set(bench.front.calls) - _FOLLOWING
@@ -87,9 +88,11 @@ async def test_trouble_at_every_call(bench: Bench, name: str, trouble: str) -> N
 async def test_trouble_at_every_call_of_a_creation_and_a_removal(bench: Bench, trouble: str) -> None:
     await bench.machine()  # what only the first of a VCH takes has been brought now
     before = bench.machines()
+    await bench.settled()
     bench.front.clear()
     undisturbed = await bench.machine(running=True)
     creation = set(bench.front.calls) - _FOLLOWING
+    await bench.settled()
     bench.front.clear()
     await bench.driver.destroy(undisturbed)
     removal = set(bench.front.calls) - _FOLLOWING
@@ -184,6 +187,7 @@ async def test_vcenter_that_stays_away_is_said(bench: Bench, caplog: pytest.LogC
     caplog.set_level("INFO", logger="portlayer.drivers.vsphere.session")
     machine = await bench.machine()
     bench.front.down()
+    bench.driver.around.session._stub.DropConnections()  # as the long polls that break do, sooner or later
     with pytest.raises(DriverError, match=r"vSphere does not answer \(.*Connection refused"):
         await machine.power_on()
     told = [record.getMessage() for record in caplog.records if "trying again in" in record.getMessage()]

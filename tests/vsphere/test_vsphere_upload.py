@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -40,10 +41,13 @@ class Server:
     def __init__(self) -> None:
         self.answers: list[bytes] = []
         self.requests: list[Request] = []
-        self.connections = 0
+        self._serving: set[asyncio.Task[Any]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         try:
             lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
             method, target, _ = lines[0].split(" ")
@@ -56,6 +60,13 @@ class Server:
             pass
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def ended(self) -> None:
+        """Returns when all connections are closed."""
+        while self._serving:
+            await asyncio.wait(self._serving)
 
 
 def reply(status: str, body: bytes = b"", length: int | None = None, *more: str) -> bytes:
@@ -97,6 +108,7 @@ async def session(server: Server, tmp_path: Path) -> AsyncIterator[FakeSession]:
     listening = await asyncio.start_server(server.serve, HOST, 0, ssl=certificate.server_context())
     async with listening:
         yield FakeSession(listening.sockets[0].getsockname()[1], certificate.client_context())
+    await server.ended()
 
 
 @pytest.fixture

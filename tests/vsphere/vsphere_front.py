@@ -27,6 +27,7 @@ import vsphere_vsan
 from pyVmomi import vim
 from vsphere_control import Control
 from vsphere_http import ClientConnection, Upstream
+from vsphere_ports import held_port
 from vsphere_shims import SHIMS, privilege
 from vsphere_simulator import HOST, Simulator, session
 from vsphere_soap import Call, Reply, fault_reply, parse
@@ -111,7 +112,8 @@ class Front:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Front]:
-        with self.control.open():
+        with contextlib.closing(held_port()) as held, self.control.open():
+            self.port = int(held.getsockname()[1])
             self._thread.start()
             try:
                 self.up()
@@ -230,7 +232,6 @@ class Front:
     async def listen(self) -> None:
         context = self.simulator.certificate.server_context()
         self._server = await asyncio.start_server(self._serve, HOST, self.port, ssl=context)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _settled(self) -> None:
         while self._background:

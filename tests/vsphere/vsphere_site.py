@@ -15,6 +15,7 @@ from pyVmomi import vim
 from vsphere_front import Front
 from vsphere_machines import DELAYS_S
 from vsphere_plain import Plain, by_name
+from vsphere_ports import held_port
 from vsphere_simulator import HOST
 
 from portlayer.drivers.base import MachineChange, MachineSpec, Shape
@@ -37,12 +38,22 @@ class Site:
         self.plain = plain
         self.who = Identity(secrets.token_hex(16), "lab", 0)
         self.told: list[MachineChange] = []
-        self.serial_port = free_port()
+        self._held: list[socket.socket] = []
+        self.serial_port = self.another_port()
         self.container_networks: tuple[tuple[str, str], ...] = ()
         self.affinity_group = False
         self.compute_resource: str | None = None
         self.guest_image = root / "guest"
         make_guest_image(self.guest_image)
+
+    def another_port(self) -> int:
+        """One that a concentrator can have again and again."""
+        self._held.append(held_port())
+        return int(self._held[-1].getsockname()[1])
+
+    def close(self) -> None:
+        for held in self._held:
+            held.close()
 
     @contextlib.asynccontextmanager
     async def driver(self) -> AsyncIterator[VsphereDriver]:
@@ -106,13 +117,6 @@ class Site:
         kept = (f"{self.folder}/images", f"{self.folder}/empties", f"{self.folder}/guest", f"{self.folder}/incoming")
         found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
         return {path for path in found if not path.startswith(kept)}
-
-
-def free_port() -> int:
-    """One that a concentrator can have again and again."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def make_guest_image(directory: Path, kind: bytes = b"first") -> None:
