@@ -21,6 +21,7 @@ from vsphere_trouble import (
     with_cookie,
 )
 
+from portlayer.drivers.vsphere import pulse
 from portlayer.drivers.vsphere import session as sessions
 from portlayer.drivers.vsphere.inventory import Inventory
 from portlayer.drivers.vsphere.session import Session
@@ -127,7 +128,8 @@ async def test_a_server_that_does_not_answer_is_given_up(
 ) -> None:
     answered = threading.Event()
     request.addfinalizer(answered.set)
-    monkeypatch.setattr(sessions, "_ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(pulse, "SILENCE_S", 0.1)
+    monkeypatch.setattr(pulse, "QUESTION_S", 0.1)
     monkeypatch.setattr(sessions, "SmartStubAdapter", lambda **where: answered.wait())
     with pytest.raises(DriverError, match="does not answer"):
         async with through(front):

@@ -10,6 +10,8 @@ taken once, states that are as wanted already, changes guarded by a changeVersio
 The session stays alive by the long poll of `Updates`; when it ends all the same (an administrator ends it, vCenter
 restarts) the next call logs in again.
 
+**A vSphere that hangs** keeps nobody waiting for long, however many wait for their turn: see pulse.py.
+
 **Without a session vSphere still answers who reads**: vCenter says of each property that it is missing, ESXi nothing at
 all, and either looks as if every VM were gone. So each reading has the session itself in it, or it is made again.
 """
@@ -23,7 +25,7 @@ import http.client
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from pyVim.connect import SmartStubAdapter
@@ -31,6 +33,7 @@ from pyVmomi import vim, vmodl
 
 from portlayer.drivers.vsphere import faults
 from portlayer.drivers.vsphere.endpoint import Credentials, Endpoint, tls_context
+from portlayer.drivers.vsphere.pulse import QUESTION_S, SILENCE_S, Pulse
 from portlayer.drivers.vsphere.stub import OnCall, Stub, metered
 from portlayer.drivers.vsphere.tasks import Tasks
 from portlayer.drivers.vsphere.updates import POLL_S, Updates
@@ -77,6 +80,7 @@ class Session:
         self.delays_s = tuple(delays_s)
         self._under_way: set[asyncio.Future[Any]] = set()
         self._slots = asyncio.Semaphore(concurrency)
+        self._pulse = Pulse(endpoint.host, self._ask)
         self._login_lock = asyncio.Lock()
         self._logins = 0
         self._trouble = ""  # that was told of, and is not over
@@ -123,8 +127,9 @@ class Session:
         """Connects and logs in. Nothing is left open when it fails."""
         try:
             self._tls = await self._in_thread(tls_context, self.endpoint)
-            self._content = await self._connected()
-            await self._retried_login(0)
+            self._content = await self._retried(self._connect, f"connecting to {self.endpoint.host}")
+            async with self.answering(f"logging in to {self.endpoint.host}"):
+                await self._retried_login(0)
             await self.tasks.open()
         except BaseException:
             await self.close()
@@ -142,6 +147,7 @@ class Session:
         self._threads_ended = True
         if self._stub is not None:
             self._stub.DropConnections()
+        self._pulse.close()
         for answer in list(self._under_way):
             _set(answer, None, DriverError(f"the session with {self.endpoint.host} is closed"))
 
@@ -178,6 +184,22 @@ class Session:
                 _log.info("%s; trying again in %g s", error, delay)
             await self.pause(delay)
         raise AssertionError("the last attempt raises")
+
+    @contextlib.asynccontextmanager
+    async def answering(self, what: str) -> AsyncIterator[None]:
+        """For what needs answers of vSphere: DriverError as soon as it hangs, or the session is closed."""
+        closed = DriverError(f"{what}: the session with {self.endpoint.host} is closed")
+        if self._threads_ended:
+            raise closed
+        try:
+            async with self._pulse.felt():
+                yield
+        except TimeoutError as error:
+            if self._threads_ended:
+                raise closed from None
+            raise DriverError(
+                f"{what}: vSphere does not answer (nothing came for {SILENCE_S + QUESTION_S:g} s)"
+            ) from error
 
     async def read(self, objects: Iterable[Any], paths: Sequence[str]) -> dict[Any, dict[str, Any]]:
         """Properties of objects, all in one call or a few; a property that is unset is left out, and so is an object
@@ -230,14 +252,6 @@ class Session:
                 name = str((await self.read([thing], ["name"])).get(thing, {}).get("name", ""))
         return faults.translated(fault, what, name)
 
-    async def _connected(self) -> Any:
-        what = f"connecting to {self.endpoint.host}"
-        try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):  # pyvmomi would wait for the first answer without an end
-                return await self._retried(self._connect, what)
-        except TimeoutError as error:
-            raise DriverError(f"{what}: it does not answer") from error
-
     def _connect(self) -> Any:
         where = {"host": self.endpoint.host, "port": self.endpoint.port, "sslContext": self._tls}
         try:
@@ -279,14 +293,22 @@ class Session:
             self.tasks.begin_again()  # what was followed went with the session
             self.updates.begin_again()
 
+    async def _ask(self) -> None:
+        """Whether it answers at all. While nobody has connected yet, there is no other question than that."""
+        if self._stub is None:
+            await asyncio.Event().wait()
+        await self._in_thread(vim.ServiceInstance("ServiceInstance", self._stub).CurrentTime)
+
     async def _retried(self, action: Callable[[], Any], what: str, *, naming: bool = True) -> Any:
         """The result of `action` in a thread, however often it takes. `naming`: as of `error`."""
+        async with self.answering(what):
+            return await self._attempts(action, what, naming)
+
+    async def _attempts(self, action: Callable[[], Any], what: str, naming: bool) -> Any:
         delays = iter((*self.delays_s, None))
         give_up_at = time.monotonic() + _TRY_S
         relogins = 0
         while True:
-            if self._threads_ended:
-                raise DriverError(f"{what}: the session with {self.endpoint.host} is closed")
             logins = self._logins
             try:
                 async with self._slots:
@@ -338,9 +360,9 @@ class Session:
 
         def act() -> None:
             try:
-                outcome = functools.partial(_set, answer, action(*args), None)
+                outcome = functools.partial(self._answered, answer, action(*args), None)
             except Exception as error:
-                outcome = functools.partial(_set, answer, None, error)
+                outcome = functools.partial(self._answered, answer, None, error)
             if self._threads_ended and self._stub is not None:
                 self._stub.DropConnections()  # its own is in the pool again
             with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
@@ -348,6 +370,11 @@ class Session:
 
         threading.Thread(target=act, name="vsphere", daemon=True).start()
         return await answer
+
+    def _answered(self, future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:
+        if not isinstance(error, TimeoutError):
+            self._pulse.heard()
+        _set(future, answer, error)
 
 
 class _Connection(http.client.HTTPSConnection):

@@ -107,7 +107,8 @@ class Folder:
     async def size(self, path: str) -> int | None:
         """In bytes; None when there is no such file."""
         what = f"looking for {path}"
-        return await self._attempts(what, lambda: self._size(path, what))
+        async with self._session.answering(what):
+            return await self._attempts(what, lambda: self._size(path, what))
 
     async def read(self, path: str, start: int, length: int) -> bytes:
         """At most `length` bytes from `start` on: less, or none, where the file ends."""
