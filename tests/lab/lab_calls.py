@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from lab_hardware import Hardware, NetworkPort
 from lab_port import Call, Dial
+from vsphere_waiting import PATIENCE_S
 
 
 def qemus(name: str) -> list[int]:
@@ -22,12 +22,6 @@ def qemus(name: str) -> list[int]:
         if words[0].startswith(b"qemu-system") and f"lab-{name}".encode() in words:
             found.append(int(process.name))
     return found
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 class PlainCall:
@@ -78,7 +72,7 @@ class Caller:
         return dial
 
     async def next(self) -> tuple[str, asyncio.StreamReader, asyncio.StreamWriter]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.calls.get()
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ _Device = vim.vm.device
 _Collector = vmodl.query.PropertyCollector
 _Spec = _Device.VirtualDeviceSpec
 _SCSI, _IDE = -1, 200
-_TASK_SECONDS = 30.0
+_TASK_SECONDS = 60.0
 
 
 class Estate:
@@ -110,6 +110,12 @@ class Estate:
                 self.wait(machine.PowerOffVM_Task())
             self.wait(machine.Destroy_Task())
         view.Destroy()
+        # vcsim removes their directories by tasks that Destroy_Task does not wait for: not those of the next VMs.
+        deadline = time.monotonic() + _TASK_SECONDS
+        while [left.name for left in self.directory.iterdir()] != ["vch"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{[left.name for left in self.directory.iterdir()]} are not removed")
+            time.sleep(0.01)
         for file in (self.directory / "vch").iterdir():
             file.unlink()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from lab_estate import EMPTY, IMAGE, Estate, agent_port, cdrom, console, delta_disk, image_disk, nic
 from pyVmomi import vim
+from vsphere_waiting import until
 
 from portlayer.agent.client import AgentClient
 from portlayer.drivers.vsphere.serial.concentrator import Concentrator
@@ -85,9 +85,7 @@ class GuestMachine:
 
     async def went_off(self) -> None:
         """Returns when the inventory says so."""
-        async with asyncio.timeout(30):
-            while self._estate.power_state(self.machine) != "poweredOff":
-                await asyncio.sleep(0.05)
+        await until(lambda: self._estate.power_state(self.machine) == "poweredOff")
 
 
 async def launch(agent: AgentClient, script: str) -> None:
@@ -102,7 +100,7 @@ async def launch(agent: AgentClient, script: str) -> None:
             writable_disk=tether_pb2.Disk(serial="scsi:1", filesystem="ext4"),
             process=tether_pb2.ProcessSpec(args=["/bin/sh", "-c", script], env=["PATH=/bin"]),
         ),
-        timeout_s=60,
+        timeout_s=BOOT_SECONDS,
     )
     assert answer.pid, answer
 

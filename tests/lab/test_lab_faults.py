@@ -16,6 +16,7 @@ from lab_esxi import Lab
 from lab_hardware import Hardware
 from lab_inventory import Account
 from lab_machine import ON, LabMachine, Wanted
+from vsphere_waiting import PATIENCE_S
 
 HARDWARE = Hardware("one", "", "", 1, 64, efi=False, cdrom=None, buses=(), disks=(), nics=(), ports=())
 
@@ -45,7 +46,7 @@ async def test_what_the_lab_dies_of_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(lab_esxi, "Inventory", Broken)
     lab = Lab(Account("", 0, "", ""), Caller().dial_as)
     with pytest.raises(KeyError, match="always there"):
-        async with lab, asyncio.timeout(30):
+        async with lab, asyncio.timeout(PATIENCE_S):
             assert lab._task is not None
             await asyncio.wait([lab._task])
 
@@ -63,7 +64,7 @@ async def test_a_fault_that_nobody_expected_powers_off_and_is_not_the_last(
     wanted = Wanted(ON, None, "host-1", HARDWARE)
     for memory_mb in (64, 128):
         machine.want(replace(wanted, hardware=replace(HARDWARE, memory_mb=memory_mb)))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await reported.get()
         assert f"RuntimeError: with {memory_mb} MiB" in caplog.text
     await machine.close()

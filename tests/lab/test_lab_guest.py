@@ -14,6 +14,7 @@ from lab_estate import Estate
 from lab_esxi import Lab
 from lab_guest import BOOT_SECONDS, GuestMachine, launch, make_files, outcome, run
 from pyVmomi import vim
+from vsphere_waiting import until
 
 from portlayer.drivers.vsphere.serial.concentrator import Concentrator
 
@@ -72,7 +73,7 @@ async def test_instant_clones_are_the_source_with_disks_of_their_own(
     for clone in clones:
         clone.power_on()
         async with clone.agent() as agent:
-            assert (await agent.hello(timeout_s=30)).boot_id == booted
+            assert (await agent.hello(timeout_s=BOOT_SECONDS)).boot_id == booted
             clone.give_disks()
             assert await run(agent, f"test ! -e /file && echo {clone.name} > /file && cat /file") == (
                 0,
@@ -97,9 +98,7 @@ async def test_a_stream_survives_vmotion(lab: Lab, estate: Estate, concentrator:
         await flowing.wait()
         for host in (there, here):
             await asyncio.to_thread(estate.wait, one.machine.RelocateVM_Task(vim.vm.RelocateSpec(host=host)))
-            async with asyncio.timeout(60):
-                while qemus("one") in (first, []) or len(qemus("one")) > 1:
-                    await asyncio.sleep(0.05)
+            await until(lambda first=first: len(now := qemus("one")) == 1 and now != first)
             first = qemus("one")
         assert await ending == (4, "".join(f"line {number}\n" for number in range(LINES)))
     await one.went_off()

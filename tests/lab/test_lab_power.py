@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from lab_calls import Caller, qemus, until
+from lab_calls import Caller, qemus
 from lab_estate import DATASTORE, EMPTY, Estate, add, agent_port, console, delta_disk, disk, nic, remove
 from lab_esxi import Lab
 from pyVmomi import vim
+from vsphere_waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.vm
 
@@ -74,7 +75,7 @@ async def test_suspended_and_resumed_it_is_the_same_life(lab: Lab, estate: Estat
     name, reader, _ = await caller.next()
     assert name == "one vch://one"
     estate.wait(machine.SuspendVM_Task())
-    assert await asyncio.wait_for(reader.read(), 30) == b"", "a suspended VM holds no connection"
+    assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b"", "a suspended VM holds no connection"
     estate.wait(machine.PowerOnVM_Task())
     name, *_ = await caller.next()
     assert name == "one vch://one"

@@ -18,7 +18,7 @@ from vsphere_sessions import denied
 from vsphere_site import IMAGE, Site, make_template, spec
 from vsphere_soap import Call, Reply
 from vsphere_trouble import held, raise_fault, unavailable
-from vsphere_waiting import PATIENCE_S, until
+from vsphere_waiting import PATIENCE_S, everything_below, until
 
 from portlayer.drivers.base import Change, PowerState
 from portlayer.drivers.vsphere import (
@@ -66,7 +66,7 @@ async def test_a_console_goes_before_its_vm(site: Site, short_dial: None) -> Non
     root, left = site.front.simulator.datastore_dir(), []
 
     async def look(front: Front, call: Call, forward: Forward) -> Reply:
-        left.extend(root.rglob("console.log"))
+        left.extend(path for path in everything_below(root) if path.name == "console.log")
         return await forward()
 
     async with site.driver() as driver:

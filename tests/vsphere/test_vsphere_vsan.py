@@ -156,7 +156,7 @@ async def test_lease_that_is_over_before_the_disk_is_there(
     monkeypatch.setattr(nfc_lease, "RENEW_S", 0.01)
     content = source.read_bytes()
     sent = front.inject("POST", held(threading.Event()))
-    over = front.inject("HttpNfcLeaseProgress", raise_fault(vim.fault.InvalidState()), skip=2)
+    over = front.inject("HttpNfcLeaseProgress", raise_fault(vim.fault.InvalidState()), when=lambda _: bool(sent.hits))
     await datastore.put_image_disk("one", source)
     assert sent.hits == over.hits == 1
     assert (await store.disk("images/one")).startswith(content)

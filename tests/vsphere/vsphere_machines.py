@@ -18,7 +18,7 @@ import pytest
 from vsphere_front import Front
 from vsphere_plain import Plain
 from vsphere_simulator import HOST
-from vsphere_waiting import PATIENCE_S, until
+from vsphere_waiting import PATIENCE_S, everything_below, until
 
 from portlayer.drivers.base import Machine, MachineSpec
 from portlayer.drivers.vsphere import site_driver
@@ -122,6 +122,6 @@ class Bench:
         """What there is of a container: VMs, files on the datastore, files of the port layer."""
         short = machine_id[:12]
         root = self.front.simulator.datastore_dir()
-        files = [str(path.relative_to(root)) for path in root.rglob("*") if short in path.name]
+        files = [str(path.relative_to(root)) for path in everything_below(root) if short in path.name]
         own = [path.name for path in (self._state_dir / "machines").iterdir() if short in path.name]
         return [name for name in self.machines() if short in name] + files + own

@@ -17,6 +17,7 @@ from vsphere_machines import DELAYS_S
 from vsphere_plain import Plain, by_name
 from vsphere_ports import held_port
 from vsphere_simulator import HOST
+from vsphere_waiting import everything_below
 
 from portlayer.drivers.base import MachineChange, MachineSpec, Shape
 from portlayer.drivers.vsphere import site_driver
@@ -115,7 +116,7 @@ class Site:
         """Everything on the datastore that is a VM's or a container's."""
         root = self.front.simulator.datastore_dir()
         kept = (f"{self.folder}/images", f"{self.folder}/empties", f"{self.folder}/guest", f"{self.folder}/incoming")
-        found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        found = {str(path.relative_to(root)) for path in everything_below(root) if path.is_file()}
         return {path for path in found if not path.startswith(kept)}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import vsphere_vsan
 from pyVmomi import vim
 from vsphere_simulator import Simulator
+from vsphere_waiting import until
 
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.imported_disks import ImportSite
@@ -102,7 +103,8 @@ class Store:
         assert not self.left()
         if self.kind is OBJECTS:
             assert not await self.machines()
-            assert len(list(self.top.iterdir())) == 1  # VMs had directories too
+            # VMs had directories too, which the simulator removes by tasks that Destroy_Task does not wait for.
+            await until(lambda: len(list(self.top.iterdir())) == 1)
 
     async def machines(self) -> list[Any]:
         """VMs of imports."""
@@ -114,7 +116,7 @@ class Store:
         async with self.opened() as datastore:
             await datastore.remove_all()
         if self.kind is OBJECTS:
-            assert not list(self.top.iterdir())
+            await until(lambda: not list(self.top.iterdir()))
 
 
 async def _any_host() -> None:

@@ -1,9 +1,11 @@
-"""Waiting for what has no event of its own."""
+"""Waiting for what has no event of its own, and looking at what changes meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Seconds; only a test that fails takes as long.
 PATIENCE_S = 60.0
@@ -14,3 +16,10 @@ async def until(what: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not what():
             await asyncio.sleep(0.01)
+
+
+def everything_below(directory: Path) -> Iterator[Path]:
+    """Files and directories. The simulator may remove some meanwhile, which Path.rglob does not stand."""
+    for parent, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            yield Path(parent, name)
