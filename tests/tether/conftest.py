@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tether_host import PATIENCE_S, Agent, MakeAgent
+from tether_host import PATIENCE_S, Agent, MakeAgent, open_files
 from tether_nursery import Nursery
 
 
@@ -26,11 +26,11 @@ def _nursery() -> Iterator[Nursery]:
 def make_agent(_nursery: Nursery, tmp_path: Path) -> Iterator[MakeAgent]:
     """Starts agents whose image is this machine's root with some changes; afterwards nothing of them is left."""
     agents: list[Agent] = []
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = open_files()
 
-    def make(changes: dict[str, object] | None = None) -> Agent:
+    def make(changes: dict[str, object] | None = None, *, hand_over_s: float | None = None) -> Agent:
         path = tmp_path / f"agent{len(agents)}"
-        agents.append(Agent(_nursery.start(path, changes or {}), path))
+        agents.append(Agent(_nursery.start(path, changes or {}, hand_over_s), path))
         return agents[-1]
 
     yield make
@@ -41,7 +41,7 @@ def make_agent(_nursery: Nursery, tmp_path: Path) -> Iterator[MakeAgent]:
         assert status in (0, 255 & -signal.SIGKILL, -signal.SIGKILL, -signal.SIGTERM), f"the agent died: {status}"
         _, alive = psutil.wait_procs(tree, PATIENCE_S)
         assert not alive
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert not open_files() - before
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
-from tether_host import Agent, RawHost, Taken, spec, start_request, take, wait_for
+from tether_host import PATIENCE_S, Agent, MakeAgent, RawHost, Taken, spec, start_request, take, wait_for
 
 from portlayer.agent import AgentClient
 from tether.v1 import tether_pb2 as pb
@@ -34,12 +33,10 @@ async def test_orphans_do_not_stay_as_zombies(agent: Agent) -> None:
 
 async def test_children_in_the_background_do_not_outlive_init(agent: Agent) -> None:
     async with agent.connect() as client:
-        began = time.monotonic()
         await client.start(start_request(spec("sh", "-c", "sleep 1000 & echo parent; exit 2")))
         taken = await take(client.follow("init", 0), record=True)
         assert (taken.stdout, taken.exited.exit_code) == (b"parent\n", 2)
         assert await agent.ended() == 0
-        assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow
@@ -66,8 +63,9 @@ async def test_the_same_with_a_terminal(agent: Agent) -> None:
         assert (taken.stdout, taken.exited.exit_code) == (b"last\r\n", 3)
 
 
-async def test_output_of_execs_is_handed_over_before_the_power_goes(agent: Agent) -> None:
+async def test_output_of_execs_is_handed_over_before_the_power_goes(make_agent: MakeAgent) -> None:
     """The host asks for it together with recording init's exit, and then is slow to read."""
+    agent = make_agent(hand_over_s=PATIENCE_S)
     with RawHost(agent.path) as host:
         script = "while [ ! -e /written ]; do sleep 0.05; done; exit 4"
         host.call("Start", start_request(spec("sh", "-c", script)))

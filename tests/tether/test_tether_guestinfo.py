@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from tether_host import PATIENCE_S, open_files
 from tether_hypervisor import frame, number, read_command, reply, string
 
 from tether import guestinfo
@@ -17,9 +18,10 @@ from tether.guestinfo import Hypervisor, RefusedError
 
 
 @pytest.fixture
-def line() -> Iterator[tuple[Hypervisor, socket.socket]]:
+def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Hypervisor, socket.socket]]:
+    monkeypatch.setattr(guestinfo, "_PATIENCE_S", PATIENCE_S)
     ours, theirs = socket.socketpair()
-    theirs.settimeout(10)
+    theirs.settimeout(PATIENCE_S)
     hypervisor = Hypervisor(ours)
     yield hypervisor, theirs
     hypervisor.close()
@@ -121,10 +123,11 @@ def test_connecting_asks_for_an_answer() -> None:
 def test_a_hypervisor_that_hangs_up_is_none() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(OSError):  # noqa: PT011
         guestinfo.connect(lambda: ours)
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert ours.fileno() == -1
+    assert not open_files() - before
 
 
 class FakeSocket:

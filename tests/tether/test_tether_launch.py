@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from tether_host import open_files
 
 from tether.launch import LaunchError, Step
 from tether.linux import MS_NODEV, MS_NOEXEC, MS_RDONLY
@@ -67,11 +68,11 @@ def test_root_has_exactly_the_set() -> None:
     ],
 )
 def test_failures_have_words_and_leave_nothing(program: str, step: Step, message: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(LaunchError) as failure:
         _launch(program)
     assert (failure.value.step, failure.value.message) == (step, message)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files() - before
 
 
 def test_tmpfs_options() -> None:

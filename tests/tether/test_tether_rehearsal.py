@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tether_host import Agent, MakeAgent, spec, start_request, take, wait_for
+from tether_host import PATIENCE_S, Agent, MakeAgent, spec, start_request, take, wait_for
 
 from portlayer.agent import AgentClient
 from portlayer.agent.errors import FAILED_PRECONDITION, NOT_FOUND, AgentRpcError
@@ -43,7 +43,7 @@ async def test_a_start_after_rehearsals_is_as_if_there_had_been_none(agent: Agen
         grown = await wait_for(client.follow("init", 0), b"kcore\n")
         assert grown == forked
         assert len((await client.processes()).processes) == 1
-        hello = await client.hello(timeout_s=9)
+        hello = await client.hello(timeout_s=PATIENCE_S)
         assert hello.started_request_id == "run-1"
 
 
@@ -73,7 +73,7 @@ async def test_reset_leaves_nothing_of_a_rehearsal(agent: Agent) -> None:
         with pytest.raises(AgentRpcError) as refusal:
             await client.signal(pb.SignalRequest(process_id="e", signal=signal.SIGTERM))
         assert refusal.value.rpc_code == NOT_FOUND
-        assert agent.descriptors() == before
+        await agent.until_descriptors(before)
         assert "sleep" not in {child.name() for child in psutil.Process(agent.process.pid).children(recursive=True)}
         await client.start(start_request(spec("sh", "-c", "cat /root/secret; exit 4")))
         taken = await take(client.follow("init", 0), record=True)
@@ -96,13 +96,13 @@ def test_a_start_is_refused_when_the_generator_cannot_be_reseeded(
 
 async def test_every_life_has_its_own_boot_id(agent: Agent) -> None:
     async with agent.connect() as client:
-        ids = [(await client.hello(timeout_s=9)).boot_id]
+        ids = [(await client.hello(timeout_s=PATIENCE_S)).boot_id]
         await client.start(rehearsal(spec("true")))
-        ids.append((await client.hello(timeout_s=9)).boot_id)
+        ids.append((await client.hello(timeout_s=PATIENCE_S)).boot_id)
         await client.reset()
-        ids.append((await client.hello(timeout_s=9)).boot_id)
+        ids.append((await client.hello(timeout_s=PATIENCE_S)).boot_id)
         await client.start(start_request(spec("sleep", "1000")))
-        ids.append((await client.hello(timeout_s=9)).boot_id)
+        ids.append((await client.hello(timeout_s=PATIENCE_S)).boot_id)
     assert len(set(ids)) == 4
 
 
@@ -149,7 +149,15 @@ async def test_what_a_stem_cannot_be_is_forked(
 
 
 async def test_the_machine_id_is_the_containers_where_its_image_has_one(make_agent: MakeAgent) -> None:
+    this_machines = _machine_id()
     async with make_agent({"etc/machine-id": "the image's"}).connect() as client:
-        await client.start(start_request(spec("cat", "/etc/machine-id"), machine_id="ab" * 16))
+        answer = await client.start(start_request(spec("cat", "/etc/machine-id"), machine_id="ab" * 16))
+        assert answer.pid, answer
         taken = await take(client.follow("init", 0), record=True)
         assert taken.stdout == b"ab" * 16 + b"\n"
+        assert _machine_id() == this_machines
+
+
+def _machine_id() -> bytes | None:
+    path = Path("/etc/machine-id")
+    return path.read_bytes() if path.exists() else None

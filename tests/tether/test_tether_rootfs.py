@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,7 @@ async def test_an_exec_cannot_be_reached_into_before_it_is_the_program(agent: Ag
         "print(sorted(name for name in seen if 'eventpoll' in name))\n"
     )
     async with agent.connect() as client:
-        await client.start(start_request(spec(os.path.realpath("/usr/bin/python3"), "-c", watch)))
+        await client.start(start_request(spec(os.path.realpath(sys.executable), "-c", watch)))
         for number in range(40):
             await client.exec(pb.ExecRequest(process_id=f"e{number}", process=spec("true")))
         await client.exec(pb.ExecRequest(process_id="enough", process=spec("touch", "/enough")))

@@ -8,6 +8,7 @@ import termios
 from collections.abc import Iterator
 
 import pytest
+from tether_host import open_files
 
 from tether import serial
 
@@ -67,7 +68,7 @@ def test_a_missing_port_is_told() -> None:
 
 
 def test_what_is_no_serial_port_is_told() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(OSError, match="second serial port"):
         serial.open_raw("/dev/null")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_files() - before

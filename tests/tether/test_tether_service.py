@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from tether_host import Agent, MakeAgent, RawHost, spec, start_request, take, wait_for
+from tether_host import PATIENCE_S, Agent, MakeAgent, RawHost, spec, start_request, take, wait_for
 
 from portlayer.agent import AgentClient
 from portlayer.agent.errors import FAILED_PRECONDITION, NOT_FOUND, OUT_OF_RANGE, RESOURCE_EXHAUSTED, AgentRpcError
@@ -37,7 +37,7 @@ async def test_start_repeated_is_one_start(agent: Agent) -> None:
         with pytest.raises(AgentRpcError) as refusal:
             await client.start(request)
         assert refusal.value.rpc_code == FAILED_PRECONDITION
-        assert (await client.hello(timeout_s=9)).started_request_id == "run-1"
+        assert (await client.hello(timeout_s=PATIENCE_S)).started_request_id == "run-1"
         assert len((await client.processes()).processes) == 1
         assert await wait_for(client.follow("init", 0), b"\n") == b"once\n"
 
@@ -120,7 +120,7 @@ async def test_failed_exec_repeated_fails_alike_and_leaves_nothing(agent: Agent)
             assert await client.exec(request) == answer
             if number == 1:
                 before = agent.descriptors()
-        assert agent.descriptors() == before
+        await agent.until_descriptors(before)
 
 
 @pytest.mark.slow
@@ -173,6 +173,7 @@ async def test_kill_to_all_is_the_end(agent: Agent) -> None:
 
 
 async def test_stop_asks_first_and_kills_after_the_grace_time(agent: Agent) -> None:
+    ages = int(PATIENCE_S * 10_000)
     async with agent.connect() as client:
         await client.start(
             start_request(spec("sh", "-c", "trap 'echo no' TERM; echo ready; while :; do sleep 0.05; done"))
@@ -180,13 +181,13 @@ async def test_stop_asks_first_and_kills_after_the_grace_time(agent: Agent) -> N
         follow = client.follow("init", 0)
         await wait_for(follow, b"ready\n")
         began = time.monotonic()
-        await client.stop(pb.StopRequest(grace_ms=60_000))
+        await client.stop(pb.StopRequest(grace_ms=ages))
         await wait_for(follow, b"no\n")
         await client.stop(pb.StopRequest(grace_ms=700))  # less than before counts
-        await client.stop(pb.StopRequest(grace_ms=60_000))  # more does not
+        await client.stop(pb.StopRequest(grace_ms=ages))  # more does not
         exited = (await take(follow)).exited
         assert (exited.exit_code, exited.signal) == (137, 9)
-        assert 0.7 <= time.monotonic() - began < 30
+        assert time.monotonic() - began >= 0.7
 
 
 @pytest.mark.parametrize("grace_ms", [30 * 86_400_000, 2**63, 2**64 - 1])
@@ -205,7 +206,8 @@ async def test_list_of_processes(make_agent: MakeAgent) -> None:
         init, *_ = (await client.processes()).processes
         assert (init.user, init.uid, init.terminal, list(init.args)) == ("m\ufffdller", 77, "pts/0", ["sleep", "1000"])
         assert init.threads == 1
-        assert init.state in "SR"
+        while init.state != "S":  # not before it has read all it needs of itself
+            init, *_ = (await client.processes()).processes
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """The agent as a program on this machine: process 1 of a PID namespace, with all that is its VM's made private to it.
 
 Everything is the product's own but three things: what a start finds on its "disks" is this machine's root file system
-below an empty tmpfs, to power off means to end, and the hypervisor is whoever listens at SOCKET.hypervisor.
-Ends at SIGTERM, with all that it started.
+below an empty tmpfs, to power off means to end, and the hypervisor is whoever listens at SOCKET.hypervisor, who may be
+slow on a busy machine. Ends at SIGTERM, with all that it started.
 
 It forks an agent for each line of its input, and says its process id and, when it serves, "listening"; or says how one
 has ended:
 
-    {"start": SOCKET, "changes": {"etc/shadow": "text of a file", "etc/hosts": {"link": "/elsewhere"}}}
+    {"start": SOCKET, "changes": {"etc/shadow": "text of a file", "etc/hosts": {"link": "/elsewhere"}},
+     "hand_over_s": null or how long the agent lets a host take output after the end}
     {"wait": PID}
 """
 
@@ -23,20 +24,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from tether import guestinfo, linux, rootfs, vsock
+from tether import guestinfo, linux, rootfs, service, vsock
 from tether.cgroup import ROOT as CGROUPS
 from tether.cgroup import Group
 from tether.loop import Loop
 from tether.sandbox import Sandbox
-from tether.service import Service
 from tether.v1 import tether_pb2 as pb
 
 _CLONE_NEWNET, _PR_SET_CHILD_SUBREAPER = 0x40000000, 36
+_HYPERVISOR_PATIENCE_S = 60.0
 
 
 def _mount_private(source: str, target: str) -> None:
     Path(target).mkdir(parents=True, exist_ok=True)
     linux.mount(source, target, source)
+
+
+def _cover_etc() -> None:
+    """What an agent writes in /etc, which is its VM's machine-id, neither this machine nor other agents see."""
+    for name in ("upper", "work"):
+        Path("/run/etc", name).mkdir(parents=True)
+    linux.mount("overlay", "/etc", "overlay", 0, "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work")
 
 
 def supervise(path: str, changes: dict[str, object]) -> int:
@@ -52,6 +60,7 @@ def supervise(path: str, changes: dict[str, object]) -> int:
     listener.bind(path)
     listener.listen(8)
     _mount_private("tmpfs", "/run")
+    _cover_etc()
     _mount_private("cgroup2", "/run/groups")
     # A name of its own, whatever a test run that was killed has left there.
     group = Path(tempfile.mkdtemp(prefix="vch-test-", dir="/run/groups"))
@@ -65,6 +74,8 @@ def supervise(path: str, changes: dict[str, object]) -> int:
     with suppress(ChildProcessError):
         while True:  # the agent itself, if it was killed: when it can be collected, all that it started is gone
             os.waitpid(-1, 0)
+    # There is nothing left to end, and soon no group to do it by.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for name in ("container", "agent", ""):
         if (group / name).exists():
             (group / name).rmdir()
@@ -132,16 +143,19 @@ def serve(path: str, listener: socket.socket, changes: dict[str, object]) -> Non
             raise
         return guestinfo.connect(lambda: connection)
 
-    service = Service(loop, sandbox, "test", power_off, hypervisor)
-    vsock.serve(loop, listener, service.attach, lambda _: True)
+    agent = service.Service(loop, sandbox, "test", power_off, hypervisor)
+    vsock.serve(loop, listener, agent.attach, lambda _: True)
     sys.stdout.write("listening\n")
     sys.stdout.flush()
     loop.run()
 
 
-def start(path: str, changes: dict[str, object]) -> None:
+def start(path: str, changes: dict[str, object], hand_over_s: float | None) -> None:
     """Forks an agent, which says its process id itself: nothing else that it says comes before that."""
     if os.fork() == 0:
+        guestinfo._PATIENCE_S = _HYPERVISOR_PATIENCE_S
+        if hand_over_s is not None:
+            service._HAND_OVER_S = hand_over_s
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), sys.stdin.fileno())
         say(os.getpid())
@@ -159,7 +173,7 @@ def main() -> None:
         if "wait" in request:
             say(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]))
         else:
-            start(request["start"], request["changes"])
+            start(request["start"], request["changes"], request["hand_over_s"])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from portlayer.agent.follow import Follow
 from tether.v1 import tether_pb2 as pb
 from tether.wire import DataReceived, Event, ResponseReceived, Role, Session, SessionOpened
 
-# Nothing here takes a second; on a machine that is busy with other things it may take more.
-PATIENCE_S = 60.0
+# Few things here take a second; on a machine that is busy with other things they may take far more.
+PATIENCE_S = 300.0
 # Docker's.
 CAPABILITIES = [
     *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW"),
@@ -41,6 +41,18 @@ def start_request(process: pb.ProcessSpec, **fields: object) -> pb.StartRequest:
         process=process,
         **fields,  # type: ignore[arg-type]
     )
+
+
+def open_files() -> set[str]:
+    """This process's descriptors and what each of them is.
+
+    How many there are is no measure: what other tests have left, threads of libraries among it, closes in its own time.
+    """
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.add(f"{number}: {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
 
 
 @dataclass
@@ -76,9 +88,19 @@ class Agent:
         *_, pid = (child.pid for child in psutil.Process(self.process.pid).children(recursive=True)[:2])
         return len(os.listdir(f"/proc/{pid}/fd"))
 
+    async def until_descriptors(self, count: int) -> None:
+        """Waits until the agent has so many open; within `connect`, which ends the wait."""
+        while self.descriptors() != count:
+            await asyncio.sleep(0.01)
+
     def break_line(self) -> None:
         """Cuts the newest connection; the client opens another."""
         self.writers[-1].transport.abort()
+
+    async def until_connected(self, count: int) -> None:
+        """Waits until there have been so many connections; within `connect`, which ends the wait."""
+        while len(self.writers) < count:
+            await asyncio.sleep(0.01)
 
     async def ended(self) -> int:
         """The agent's exit status, once it has powered off."""

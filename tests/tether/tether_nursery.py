@@ -28,10 +28,11 @@ class Nursery:
         with self._process:
             pass  # it ends with its input
 
-    def start(self, path: Path, changes: dict[str, object]) -> AgentProcess:
+    def start(self, path: Path, changes: dict[str, object], hand_over_s: float | None) -> AgentProcess:
         """Returns when the agent listens at `path`."""
         assert self._process.stdout is not None
-        process = AgentProcess(self, int(self.ask({"start": str(path), "changes": changes})))
+        request = {"start": str(path), "changes": changes, "hand_over_s": hand_over_s}
+        process = AgentProcess(self, int(self.ask(request)))
         ready, _, _ = select.select([process.pidfd, self._process.stdout], [], [])
         assert self._process.stdout in ready, f"the agent ended: {process.wait(0)}"
         assert self._process.stdout.readline() == b"listening\n"
