@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vch_program import Program
+from vch_program import PATIENCE_S, Program
 
 
 def _status(vch: Program) -> tuple[int, dict[str, Any]]:
@@ -137,9 +137,17 @@ def test_reason_that_a_part_gives_comes_first(vch: Program) -> None:
 
 @pytest.mark.slow
 def test_part_that_does_not_get_ready_is_ended(vch: Program) -> None:
-    done = vch.run("up", "--detach", "--ready-timeout", "5", personality="hang")
+    done = vch.run("up", "--detach", "--ready-timeout", "1", portlayer="hang")
     assert done.returncode == 1
-    assert "personality did not get ready in 5 s" in done.stderr
+    assert "portlayer did not get ready in 1 s" in done.stderr
+
+
+@pytest.mark.slow
+def test_part_that_serves_ends_with_one_that_does_not_come_up(vch: Program) -> None:
+    done = vch.run("up", "--detach", personality="die")
+    assert done.returncode == 1
+    assert "personality ended with exit code 7 before it served" in done.stderr
+    assert "portlayer ends at" in (vch.state_dir / "portlayer.log").read_text()
 
 
 @pytest.mark.slow
@@ -169,7 +177,7 @@ def test_killed_supervisor_leaves_no_part(up: Program) -> None:
 def test_foreground_ends_on_ctrl_c(vch: Program) -> None:
     process = vch.foreground()
     process.send_signal(signal.SIGINT)
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "portlayer   portlayer starts" in log
     assert "containers keep running" in log
@@ -179,7 +187,7 @@ def test_foreground_ends_on_ctrl_c(vch: Program) -> None:
 def test_foreground_fails_when_a_part_dies(vch: Program) -> None:
     process = vch.foreground()
     os.kill(_status(vch)[1]["pids"]["portlayer"], signal.SIGUSR1)
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "Error: portlayer ended with exit code 9" in log
 
@@ -231,5 +239,5 @@ def test_foreign_socket_is_not_taken(up: Program, tmp_path: Path) -> None:
 
 def _ended(pidfd: int) -> None:
     """Waits for a process that is no child of this one."""
-    assert select.select([pidfd], [], [], 20)[0]
+    assert select.select([pidfd], [], [], PATIENCE_S)[0]
     os.close(pidfd)

@@ -6,12 +6,13 @@ import json
 import os
 import pty
 import subprocess
+import termios
 import time
 from pathlib import Path
 
 import click
 import pytest
-from vch_program import Program
+from vch_program import PATIENCE_S, Program
 
 from portlayer.drivers.vsphere.settings import PoolLimits, Shares, from_options
 from portlayer.main import main as portlayer_program
@@ -122,15 +123,21 @@ def test_without_a_password_or_a_terminal(vch: Program, password: Path) -> None:
 def test_password_is_asked_for_on_a_terminal(vch: Program) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        vch.arguments("up", "--detach", *EVERYTHING), env=vch.environment, stdin=theirs, stdout=theirs, stderr=theirs
+        vch.arguments("up", "--detach", *EVERYTHING),
+        env=vch.environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,  # else it asks on the terminal that the tests are run on, where there is one
     )
     os.close(theirs)
     seen = b""
     while b"Password of" not in seen:
         seen += os.read(ours, 1000)
-    time.sleep(0.2)  # until the terminal does not echo any more
+    while termios.tcgetattr(ours)[3] & termios.ECHO:
+        time.sleep(0.01)
     os.write(ours, f"{SECRET}\n".encode())
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert told(vch) == SECRET
     seen += os.read(ours, 10_000)
     os.close(ours)

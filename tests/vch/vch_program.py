@@ -11,6 +11,8 @@ import psutil
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FAKES = Path(__file__).parent / "fakes"
+# Programs start one another here, which takes seconds at most; on a machine that is busy with other things far more.
+PATIENCE_S = 300.0
 
 
 class Program:
@@ -29,7 +31,12 @@ class Program:
         """Runs it to its end; `portlayer="die"` chooses how a fake behaves."""
         environment = self.environment | {f"VCH_FAKE_{name.upper()}": value for name, value in fakes.items()}
         return subprocess.run(
-            self.arguments(command, *options), env=environment, capture_output=True, text=True, timeout=30, check=False
+            self.arguments(command, *options),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
 
     def foreground(self) -> subprocess.Popen[str]:

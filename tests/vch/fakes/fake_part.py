@@ -5,6 +5,10 @@ import signal
 import sys
 import time
 
+_SIGNALS = {signal.SIGTERM, signal.SIGUSR1}
+# Before there are threads, which would take them: those of gRPC have no use for them but to die.
+signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
 
 def serve(name: str, ready_fd: int) -> None:
     """ "die": ends before it serves; "refuse": too, with a reason; "hang": never serves; "brief": serves, then ends
@@ -13,8 +17,6 @@ def serve(name: str, ready_fd: int) -> None:
     behaviour = os.environ.get(f"VCH_FAKE_{name.upper()}", "")
     sys.stderr.write(f"{name} starts\n")
     sys.stderr.flush()
-    signals = {signal.SIGTERM, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     if behaviour == "die":
         sys.stderr.write("no such thing as a guest image\n")
         sys.exit(7)
@@ -24,7 +26,7 @@ def serve(name: str, ready_fd: int) -> None:
     if behaviour != "hang":
         os.write(ready_fd, b"ready\n")
         os.close(ready_fd)
-    if signal.sigwait(signals) == signal.SIGUSR1:
+    if signal.sigwait(_SIGNALS) == signal.SIGUSR1:
         sys.stderr.write("out of luck\n")
         sys.stderr.flush()
         os._exit(9)
