@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_driver import FakeDriver
+from patience import PATIENCE_S
 
 from portlayer.drivers.base import Cloning
 from portlayer.errors import NotFoundError
@@ -103,6 +104,6 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
     yield host
     await host.manager.close()
     await host.driver.power_off_all()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while leaked := asyncio.all_tasks() - before - {asyncio.current_task()}:
             await asyncio.wait(leaked)

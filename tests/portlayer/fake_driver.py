@@ -25,6 +25,20 @@ from portlayer.drivers.base import (
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
 
+async def open_line(
+    agent: FakeAgent, keep: Callable[[asyncio.Task[None]], object]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The host's end of a line to the agent, whose end a task serves; a caller that is cancelled leaves no socket."""
+    host, guest = socket.socketpair()
+    try:
+        streams = await asyncio.open_connection(sock=guest)
+    except BaseException:
+        host.close()
+        raise
+    keep(asyncio.create_task(agent.serve(*streams)))
+    return await asyncio.open_connection(sock=host)
+
+
 class FakeVm:
     """A VM that is on, until it goes off for good; it has an agent."""
 
@@ -36,9 +50,7 @@ class FakeVm:
     async def open_channel(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.off.is_set():
             raise DriverError("off")
-        host, guest = socket.socketpair()
-        self._keep(asyncio.create_task(self.agent.serve(*await asyncio.open_connection(sock=guest))))
-        return await asyncio.open_connection(sock=host)
+        return await open_line(self.agent, self._keep)
 
     def cut(self) -> None:
         """Its power is cut."""

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from fake_agent import FakeAgent
+from fake_driver import open_line
+from patience import PATIENCE_S, until
 
 from portlayer.agent import AgentClient, AgentProtocolError, AgentRpcError, AgentUnavailableError, client
 from portlayer.agent.follow import MAX_CHUNK
@@ -25,16 +27,16 @@ class Line:
     def __init__(self) -> None:
         self.agent = FakeAgent(lambda: None)
         self.up = True
+        self.refusals = 0
         self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if not self.up:
+            self.refusals += 1
             raise DriverError("off")
         self.connections += 1
-        host, guest = socket.socketpair()
-        self._tasks.add(asyncio.create_task(self.agent.serve(*await asyncio.open_connection(sock=guest))))
-        return await asyncio.open_connection(sock=host)
+        return await open_line(self.agent, self._tasks.add)
 
     async def close(self) -> None:
         await self.agent.end()
@@ -55,8 +57,8 @@ def start(*args: str, **spec: bool) -> pb.StartRequest:
 async def test_hello_waits_for_the_agent_to_come_up(line: Line) -> None:
     line.up = False
     async with AgentClient(line.open) as agent:
-        waiting = asyncio.create_task(agent.hello(timeout_s=5))
-        await asyncio.sleep(0.05)
+        waiting = asyncio.create_task(agent.hello(timeout_s=PATIENCE_S))
+        await until(lambda: line.refusals > 1)
         line.up = True
         assert (await waiting).protocol == 1
 
@@ -70,11 +72,10 @@ async def test_no_answer_in_time(line: Line) -> None:
 
 async def test_a_call_whose_answer_was_lost_is_repeated(line: Line) -> None:
     async with AgentClient(line.open) as agent:
-        await agent.hello(timeout_s=5)
+        await agent.hello(timeout_s=PATIENCE_S)
         line.agent.mute.add("Start")
         waiting = asyncio.create_task(agent.start(start("stubborn")))
-        while "Start" not in line.agent.requests:
-            await asyncio.sleep(0)
+        await until(lambda: "Start" in line.agent.requests)
         line.agent.mute.clear()
         line.agent.cut()
         assert (await waiting).pid
@@ -85,14 +86,14 @@ async def test_a_call_whose_answer_was_lost_is_repeated(line: Line) -> None:
 async def test_a_silent_line_is_probed_and_replaced(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_SILENCE_S", 0.05)
     async with AgentClient(line.open) as agent:
-        await agent.hello(timeout_s=5)
+        await agent.hello(timeout_s=PATIENCE_S)
         line.agent.mute.update(("WriteInput", "Hello"))
         await agent.start(start("cat", stdin=True))
+        asked = line.agent.requests.count("Hello")
         waiting = asyncio.create_task(agent.write_input(pb.WriteInputRequest(process_id="init", offset=0, data=b"x")))
-        while line.agent.requests.count("Hello") < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: line.agent.requests.count("Hello") > asked)
         line.agent.mute.clear()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             assert await waiting == 1
 
 
@@ -133,7 +134,7 @@ async def test_a_recorded_exit_is_told_even_over_a_new_line(line: Line) -> None:
             await asyncio.sleep(0)
         follow.acknowledge(0, exit_recorded=True)
         await follow.aclose()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await told.wait()
 
 
@@ -159,15 +160,14 @@ async def test_a_lying_guest_is_found_out(line: Line, response: pb.FollowRespons
     async with AgentClient(line.open) as agent:
         await agent.start(start("stubborn"))
         follow = agent.follow("init", 0)
-        while not line.agent._follows:
-            await asyncio.sleep(0)
+        await until(lambda: line.agent._follows)
         stream_id = next(iter(line.agent._follows))
         line.agent._session.send_data(stream_id, response.SerializeToString())
         line.agent._flush()
         with pytest.raises(AgentProtocolError):
             await anext(follow)
         with pytest.raises(AgentProtocolError):
-            await agent.hello(timeout_s=5)
+            await agent.hello(timeout_s=PATIENCE_S)
 
 
 async def test_closing_ends_what_waits(line: Line) -> None:
@@ -177,7 +177,7 @@ async def test_closing_ends_what_waits(line: Line) -> None:
     line.agent.mute.add("Stats")
     waiting = asyncio.create_task(agent.stats())
     follow = agent.follow("init", 0)
-    await asyncio.sleep(0.01)
+    await until(lambda: "Stats" in line.agent.requests and "Follow" in line.agent.requests)
     await agent.aclose()
     with pytest.raises(AgentUnavailableError):
         await waiting
@@ -218,11 +218,11 @@ async def test_a_guest_that_talks_and_does_not_listen_is_not_remembered_for_ever
                 most = max(most, agent._writer.transport.get_write_buffer_size())
             await asyncio.sleep(0)
 
-    async with AgentClient(open_channel) as agent, asyncio.timeout(30):
-        while not guests:
-            await asyncio.sleep(0.001)
+    async with AgentClient(open_channel) as agent:
+        await until(lambda: guests)
         shouting = asyncio.create_task(shout())
-        await again.wait()
+        async with asyncio.timeout(3 * PATIENCE_S):
+            await again.wait()
         shouting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await shouting

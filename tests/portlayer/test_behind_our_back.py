@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from patience import PATIENCE_S, until
 
 from portlayer.drivers.base import Change, MachineChange, PowerState
 from portlayer.errors import NotFoundError
@@ -16,17 +17,11 @@ if TYPE_CHECKING:
     from conftest import Host
 
 
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not what():
-            await asyncio.sleep(0.005)
-
-
 async def told(host: Host, container: Container, kind: Change, **attributes: str) -> None:
     """The driver tells, and the port layer has done what follows."""
     before = set(asyncio.all_tasks())
     host.driver.tell(MachineChange(container.id, kind, attributes))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.gather(*(asyncio.all_tasks() - before))
 
 

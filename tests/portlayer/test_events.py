@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from portlayer import events
 from portlayer.errors import ExhaustedError
@@ -51,7 +52,7 @@ async def test_a_reader_far_behind_is_told(tmp_path: Path, monkeypatch: pytest.M
     for number in range(9):
         hub.emit("container", str(number), "1", {})
     with pytest.raises(ExhaustedError, match="behind"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             async for _ in stream:
                 pass
 

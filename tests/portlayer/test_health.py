@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_agent import PROGRAMS, FakeProcess
+from patience import PATIENCE_S, until
 
 from portlayer.errors import InvalidArgumentError
 from portlayer.execution import Container, health, states
+from portlayer.execution import container as container_module
+from portlayer.execution.probe import probe
 from portlayer.storage.image_config import HealthCheck, parse_image_config
 from portlayer.v1 import types_pb2
 
@@ -22,39 +25,47 @@ Health = types_pb2.Health
 
 
 def check(*test: str, **changes: int) -> types_pb2.HealthCheck:
-    return types_pb2.HealthCheck(test=test, **{"interval_ns": 5 * MS, "timeout_ns": 2_000 * MS, **changes})  # type: ignore[arg-type]
+    return types_pb2.HealthCheck(test=test, **{"interval_ns": 5 * MS, "timeout_ns": int(PATIENCE_S * 1e9), **changes})  # type: ignore[arg-type]
 
 
 async def becomes(container: Container, status: Health.Status) -> None:
-    async with asyncio.timeout(5):
-        while container.state.health.status != status:
-            await asyncio.sleep(0.005)
+    await until(lambda: container.state.health.status == status)
+
+
+class Verdict:
+    """The program "verdict": ends with `code`, which it writes too, once it `may_end`."""
+
+    def __init__(self) -> None:
+        self.code = 0
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+
+    async def run(self, process: FakeProcess) -> int:
+        await self.may_end.wait()
+        await process.write(b"code %d\n" % self.code)
+        return self.code
 
 
 @pytest.fixture
-def verdict(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The exit code of the program "verdict", for tests to change; it writes it too."""
-    codes = [0]
-
-    async def program(process: FakeProcess) -> int:
-        await process.write(b"code %d\n" % codes[0])
-        return codes[0]
-
-    monkeypatch.setitem(PROGRAMS, "verdict", program)
-    return codes
+def verdict(monkeypatch: pytest.MonkeyPatch) -> Verdict:
+    verdict = Verdict()
+    monkeypatch.setitem(PROGRAMS, "verdict", verdict.run)
+    return verdict
 
 
-async def test_a_container_becomes_unwell_and_well_again(host: Host, verdict: list[int]) -> None:
-    verdict[0] = 7
+async def test_a_container_becomes_unwell_and_well_again(host: Host, verdict: Verdict) -> None:
+    verdict.code = 7
+    verdict.may_end.clear()
     container = await host.create("stubborn", health_check=check("CMD", "verdict", retries=2))
     assert not container.state.HasField("health")
     await container.start()
     assert container.state.health.status == Health.STATUS_STARTING
+    verdict.may_end.set()
     await becomes(container, Health.STATUS_UNHEALTHY)
     assert container.state.health.failing_streak >= 2
     assert container.state.health.probes[-1].exit_code == 7
     assert container.state.health.probes[-1].output == b"code 7\n"
-    verdict[0] = 0
+    verdict.code = 0
     await becomes(container, Health.STATUS_HEALTHY)
     assert container.state.health.failing_streak == 0
     assert len(container.state.health.probes) <= 5
@@ -62,13 +73,14 @@ async def test_a_container_becomes_unwell_and_well_again(host: Host, verdict: li
     assert words == ["health_status: unhealthy", "health_status: healthy"]
     await container.stop(0, 0)
     assert container.state.health.status == Health.STATUS_HEALTHY
+    verdict.may_end.clear()
     await container.start()  # what was found before is forgotten
     assert container.state.health.status == Health.STATUS_STARTING
     assert not container.state.health.probes
     await container.remove(force=True)
 
 
-async def test_probes_leave_no_execs_behind(host: Host, verdict: list[int]) -> None:
+async def test_probes_leave_no_execs_behind(host: Host, verdict: Verdict) -> None:
     container = await host.create("stubborn", health_check=check("CMD", "verdict"))
     await container.start()
     await becomes(container, Health.STATUS_HEALTHY)
@@ -101,32 +113,39 @@ async def test_much_output_is_cut(host: Host) -> None:
     await container.remove(force=True)
 
 
-async def test_failures_of_the_start_period_do_not_count(host: Host, verdict: list[int]) -> None:
-    verdict[0] = 1
-    settings = check("CMD", "verdict", retries=1, start_period_ns=60_000 * MS, start_interval_ns=5 * MS)
+async def test_failures_of_the_start_period_do_not_count(host: Host, verdict: Verdict) -> None:
+    verdict.code = 1
+    settings = check("CMD", "verdict", retries=1, start_period_ns=3_600_000 * MS, start_interval_ns=5 * MS)
     container = await host.create("stubborn", health_check=settings)
     await container.start()
-    async with asyncio.timeout(5):
-        while len(container.state.health.probes) < 3:
-            await asyncio.sleep(0.005)
+    await until(lambda: len(container.state.health.probes) >= 3)
     assert container.state.health.status == Health.STATUS_STARTING
     assert container.state.health.failing_streak == 0
     await container.remove(force=True)
 
 
-async def test_a_frozen_container_is_not_asked(host: Host, verdict: list[int]) -> None:
+async def test_a_frozen_container_is_not_asked(host: Host, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[types_pb2.HealthProbe | None] = []
+
+    async def noted(*asked: Any) -> types_pb2.HealthProbe | None:
+        found.append(await probe(*asked))
+        return found[-1]
+
+    monkeypatch.setattr(container_module, "probe", noted)
     container = await host.create("stubborn", health_check=check("CMD", "verdict"))
     await container.start()
     await becomes(container, Health.STATUS_HEALTHY)
     await container.pause()
-    verdict[0] = 1
-    await asyncio.sleep(0.1)
+    verdict.code = 1
+    before = len(found)
+    await until(lambda: len(found) >= before + 3)
+    assert found[before:] == [None] * (len(found) - before)
     assert container.state.status == states.PAUSED
     assert container.state.health.status == Health.STATUS_HEALTHY
     await container.remove(force=True)
 
 
-async def test_probing_goes_on_with_another_port_layer(host: Host, verdict: list[int]) -> None:
+async def test_probing_goes_on_with_another_port_layer(host: Host, verdict: Verdict) -> None:
     container = await host.create("stubborn", name="box1", health_check=check("CMD", "verdict"))
     await container.start()
     await becomes(container, Health.STATUS_HEALTHY)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import Host
 from fake_agent import FakeAgent
 from fake_cloning import CLONE_BYTES, MIB, FakeClone, FakeCloning, FakeGuest, FakeParent
 from fake_driver import FakeMachine
+from patience import PATIENCE_S, until
 
 from portlayer.drivers.base import Clone, MachineSpec, Shape, Template
 from portlayer.errors import DriverError, UnavailableError
@@ -46,6 +47,8 @@ def make_host(
         before = asyncio.all_tasks()
         root = tmp_path_factory.mktemp("host")
         host = Host(root, cloning=cloning, pool_size=pool_size, pool_memory_bytes=pool_memory_bytes)
+        host.clones._wake, host.clones._idle = Awaited(), Awaited()
+        host.clones._idle.set()
         await host.manager.open()
         await host.clones.open()
         try:
@@ -55,7 +58,7 @@ def make_host(
             await host.manager.close()
             await host.driver.power_off_all()
         assert cloning.guests == []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while leaked := asyncio.all_tasks() - before - {asyncio.current_task()}:
                 await asyncio.wait(leaked)
 
@@ -72,20 +75,31 @@ def template_of(host: Host, shape: Shape = DEFAULT, clones: dict[str, int] | Non
     return found
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not true():
-            await asyncio.sleep(0.005)
+class Awaited(asyncio.Event):
+    """Knows whether somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting = 0
+
+    async def wait(self) -> Literal[True]:
+        self._waiting += 1
+        try:
+            return await super().wait()
+        finally:
+            self._waiting -= 1
+
+    @property
+    def is_awaited(self) -> bool:
+        """It is not set, and who waits for it does nothing else."""
+        return bool(self._waiting) and not self.is_set()
 
 
 async def rested(host: Host) -> None:
     """The worker has nothing to do any more, until it is woken."""
-    quiet = 0
-    async with asyncio.timeout(10):
-        while quiet < 5:
-            await asyncio.sleep(0.01)
-            step = host.clones._wake.is_set() or any(guest.runs for guest in host.clones._cloning.guests)  # type: ignore[union-attr]
-            quiet = 0 if step else quiet + 1
+    wake = host.clones._wake
+    assert isinstance(wake, Awaited)
+    await until(lambda: wake.is_awaited)
 
 
 async def ready(host: Host, shape: Shape = DEFAULT) -> None:
@@ -103,7 +117,7 @@ async def started(host: Host, **spec: object) -> types_pb2.Container:
 async def run(container: Container) -> None:
     ending = container.next_exit()
     await container.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await ending).exit_code == 0
 
 
@@ -224,7 +238,7 @@ async def test_nothing_is_made_while_something_starts(make_host: MakeHost, cloni
             assert taken is not None
             await taken.clone.discard()
             assert await host.clones.take(machine_spec(OTHER)) is None
-            await asyncio.sleep(0.1)
+            await until(lambda: host.clones._idle.is_awaited)  # the worker would, now
             assert (cloning.clones_made, cloning.booted) == (made, [DEFAULT])
             assert template_of(host, OTHER).state == WAITING
         await ready(host, OTHER)
@@ -252,6 +266,7 @@ async def test_a_template_that_cannot_be_made_is_said_and_starts_boot(
         }.get(step, "the moon is full")
         assert cloning.guests == []
         assert (await started(host)).start_method == COLD_BOOT
+        await rested(host)
         assert cloning.booted == [DEFAULT]
         host.clones._entries[DEFAULT].retry_at = 0.0
         assert (await started(host)).start_method == COLD_BOOT
@@ -463,7 +478,7 @@ async def test_a_container_that_is_removed_while_it_starts_does_not_boot(
         removing = asyncio.create_task(container.remove(force=True))
         await until(lambda: container._power.cut_by_order)
         go_on.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(UnavailableError, match="the VM"):
                 await starting
             await removing
@@ -531,7 +546,8 @@ async def test_the_end_leaves_templates_and_containers_alone(make_host: MakeHost
         assert isinstance(container.machine, FakeMachine)
         assert container.machine.agent is not None
         assert (await started(host)).start_method == CLONE
-        await asyncio.sleep(0.05)
+        assert host.clones._worker is not None
+        assert host.clones._worker.done()
         assert cloning.guests == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 
 from portlayer.logs import Chunk, Log, LogQuery, read
 from portlayer.logs.records import Record, encode
@@ -112,7 +113,7 @@ async def test_following_ends_with_the_run(tmp_path: Path) -> None:
             seen.append(chunk.data)
 
     task = asyncio.create_task(follow())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not seen:
             await asyncio.sleep(0)
         log.append(Record(1, 1, 9, log.end_offset, b"later\n"))

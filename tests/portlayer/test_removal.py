@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_driver import FakeMachine
+from patience import PATIENCE_S, until
 
 from portlayer.drivers.base import Change, Machine, MachineChange
 from portlayer.errors import ConflictError, DriverError, ExhaustedError, LaunchError, NotFoundError
@@ -42,9 +43,7 @@ class Outage:
     async def refuses(self, more: int) -> None:
         """Returns when it has been asked in vain so many more times."""
         wanted = self.refused + more
-        async with asyncio.timeout(5):
-            while self.refused < wanted:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.refused >= wanted)
 
     def _require_over(self) -> None:
         if not self.over:
@@ -66,13 +65,11 @@ def end(container: Container) -> None:
 
 
 async def reaches(container: Container, status: types_pb2.ContainerStatus) -> None:
-    async with asyncio.timeout(5):
-        while container.state.status != status:
-            await asyncio.sleep(0.005)
+    await until(lambda: container.state.status == status)
 
 
 async def gone(container: Container) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.shield(container.removed)
 
 
@@ -83,9 +80,7 @@ def trying(container: Container) -> bool:
 
 
 async def given_up(container: Container) -> None:
-    async with asyncio.timeout(5):
-        while trying(container):
-            await asyncio.sleep(0.005)
+    await until(lambda: not trying(container))
 
 
 # --- for whoever asks
@@ -163,12 +158,12 @@ async def test_who_waits_for_a_removal_is_told_of_an_attempt_that_fails(
     await container.start()
     waiting, outage = container.life.removal(), Outage(host, monkeypatch)
     end(container)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         ended = await asyncio.shield(waiting)
     told = f"container {container.id[:12]} ended with exit code 143, but is not removed yet: vCenter does not answer"
     assert (ended.exit_code, ended.error) == (143, told)
     waiting, outage.over = container.life.removal(), True
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         ended = await asyncio.shield(waiting)
     assert (ended.exit_code, ended.error) == (143, "")
 
@@ -237,9 +232,7 @@ async def test_what_was_to_be_removed_when_the_port_layer_ended_is_removed(
     ended.record.run = 1
     await ended.machine.write_record(ended.record.SerializeToString())
     manager = await host.restart()
-    async with asyncio.timeout(5):
-        while len(manager.containers()) > 1:
-            await asyncio.sleep(0.005)
+    await until(lambda: len(manager.containers()) == 1)
     assert list(host.driver.machines) == [one.id for one in manager.containers()] == [waiting.id]
 
 
@@ -269,7 +262,7 @@ async def test_the_port_layer_ends_without_waiting_for_the_next_attempt(
     Outage(host, monkeypatch)
     end(container)
     await reaches(container, states.DEAD)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await host.manager.close()
     assert not trying(container)
 
@@ -289,7 +282,7 @@ async def test_one_that_is_started_again_is_removed_after_that_run(host: Host, m
     await container.machine.power_off()
     await asyncio.shield(ending)
     starting = asyncio.create_task(container.start())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not container.life.lock.locked():
             await asyncio.sleep(0)
         go_on.set()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_driver import FakeMachine
+from patience import PATIENCE_S, until
 
 from portlayer.errors import ConflictError, DriverError, InvalidArgumentError
 from portlayer.execution import Container, restarts, states
@@ -28,9 +29,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def reaches(container: Container, status: types_pb2.ContainerStatus) -> None:
-    async with asyncio.timeout(5):
-        while container.state.status != status:
-            await asyncio.sleep(0.005)
+    await until(lambda: container.state.status == status)
 
 
 @pytest.mark.parametrize(
@@ -61,23 +60,20 @@ async def test_failures_are_tried_again_so_many_times(host: Host) -> None:
     container = await host.create("exit", "4", restart=Policy(kind=Policy.KIND_ON_FAILURE, max_retries=2))
     ending = container.next_exit()
     await container.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await ending).exit_code == 4  # those who wait hear of each end, as Docker's users do
-        while host.actions().count("die") < 3:
-            await asyncio.sleep(0.005)
+    await until(lambda: host.actions().count("die") >= 3)
     assert container.state.status == states.EXITED
     assert container.state.restart_count == 2
     assert host.actions() == ["create", *["start", "die"] * 3]
     await container.start()  # by hand: counted anew
-    async with asyncio.timeout(5):
-        while host.actions().count("die") < 6:
-            await asyncio.sleep(0.005)
+    await until(lambda: host.actions().count("die") >= 6)
     assert container.state.status == states.EXITED
     await container.remove(force=True)
 
 
 async def test_a_stop_or_a_kill_is_final(host: Host) -> None:
-    for end in (lambda one: one.stop(5, 0), lambda one: one.kill(15), lambda one: one.kill(9)):
+    for end in (lambda one: one.stop(60, 0), lambda one: one.kill(15), lambda one: one.kill(9)):
         container = await host.create("sleep", restart=ALWAYS)
         await container.start()
         await end(container)
@@ -99,9 +95,7 @@ async def test_a_vm_that_dies_is_started_again(host: Host) -> None:
     container = await host.create("stubborn", restart=ON_FAILURE)
     await container.start()
     await container.machine.power_off()
-    async with asyncio.timeout(5):
-        while container.state.restart_count == 0 or container.state.status != states.RUNNING:
-            await asyncio.sleep(0.005)
+    await until(lambda: container.state.restart_count > 0 and container.state.status == states.RUNNING)
     await container.remove(force=True)
 
 
@@ -126,7 +120,7 @@ async def test_while_it_waits_to_start_again(host: Host, monkeypatch: pytest.Mon
             await container.kill(9)
         else:
             await container.remove(force=True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await ending).exit_code == 3
         assert container.state.status == (states.REMOVING if end == "remove" else states.EXITED)
 
@@ -137,9 +131,7 @@ async def test_a_host_that_cannot_start_it_just_now_is_asked_again(host: Host) -
     assert isinstance(container.machine, FakeMachine)
     container.machine.fail_next["power_on"] = DriverError("no memory")
     await container.machine.power_off()
-    async with asyncio.timeout(5):
-        while container.state.restart_count < 2 or container.state.status != states.RUNNING:
-            await asyncio.sleep(0.005)
+    await until(lambda: container.state.restart_count >= 2 and container.state.status == states.RUNNING)
     await container.remove(force=True)
 
 
@@ -174,11 +166,9 @@ async def test_policies_hold_over_a_restart_of_the_port_layer(host: Host, monkey
         await lost.machine.power_off()  # with the host
     await host.restart()
     await reaches(host.manager.get("always"), states.RUNNING)
-    async with asyncio.timeout(5):
-        while host.manager.get("lost").state.restart_count == 0 or not host.manager.get("lost").live:
-            await asyncio.sleep(0.005)
-        while host.manager.get("waiting").state.restart_count < 2:
-            await asyncio.sleep(0.005)
+    again = host.manager.get("lost")
+    await until(lambda: again.state.restart_count > 0 and again.live)
+    await until(lambda: host.manager.get("waiting").state.restart_count >= 2)
     assert host.manager.get("unless").state.status == states.EXITED
     assert host.manager.get("failing").state.status == states.EXITED
     for container in host.manager.containers():
@@ -196,9 +186,7 @@ async def test_updates(host: Host) -> None:
     assert container.spec.restart == Policy()
     await container.update(Policy(kind=Policy.KIND_ON_FAILURE, max_retries=1))
     await container.start()
-    async with asyncio.timeout(5):
-        while host.actions().count("die") < 2:
-            await asyncio.sleep(0.005)
+    await until(lambda: host.actions().count("die") >= 2)
     assert container.state.status == states.EXITED
     removed = await host.create("echo", auto_remove=True)
     with pytest.raises(ConflictError, match="AutoRemove"):

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from patience import PATIENCE_S
 
 from portlayer import identity
 from portlayer.config import Settings
@@ -141,7 +142,7 @@ async def test_the_whole_life(api: Api) -> None:
 
 async def test_events_are_those_of_the_calls(api: Api) -> None:
     stream = aiter(api.events.StreamEvents(events_pb2.StreamEventsRequest()))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         armed = await anext(stream)
         assert not armed.HasField("event")
         made = await api.create("mixed", name="seen")
@@ -209,7 +210,7 @@ async def test_input_goes_in_and_output_comes_out(api: Api) -> None:
     assert (await anext(call)).HasField("attached")
     await api.start("cat")
     received = b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         async for message in call:
             received += message.output.data
     assert received == sent
@@ -227,7 +228,7 @@ async def test_a_client_that_detaches_loses_no_input(api: Api, logs: bool) -> No
         yield io.AttachRequest(stdin=sent)
         yield io.AttachRequest(detach=True)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         async for _ in api.interaction.Attach(requests()):
             pass
         written = b""
@@ -258,7 +259,7 @@ async def test_a_client_that_gives_up_a_start_does_not_undo_it(api: Api, host: H
     made = await api.create("stubborn", name="slow")
     container = host.manager.get(made)
     starting = api.execution.StartContainer(ex.StartContainerRequest(container="slow"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while container.state.status == types_pb2.CONTAINER_STATUS_CREATED:
             await asyncio.sleep(0)
     starting.cancel()
