@@ -12,7 +12,7 @@ import cpio
 import elf
 import pytest
 from errors import BuildError
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from libraries import Libraries
 
@@ -37,7 +37,7 @@ def test_interpreter() -> None:
     assert elf.needs(EXTENSION.read_bytes()).interpreter == ""
 
 
-@settings(deadline=None)  # the machine may be busy with other things
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy with other things
 @given(st.data())
 def test_damaged_files_are_build_errors_or_read(data: st.DataObject) -> None:
     contents = bytearray(EXTENSION.read_bytes())

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE_S
 
@@ -141,7 +141,7 @@ async def test_a_full_disk_leaves_the_log_whole(tmp_path: Path, monkeypatch: pyt
     assert await text(log) == b"kept\nmore\n"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     pieces=st.lists(st.tuples(st.sampled_from((1, 2)), st.text("ab\n", min_size=1, max_size=6)), max_size=12),
     tail=st.integers(0, 8),

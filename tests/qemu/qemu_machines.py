@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 from portlayer.drivers.base import MachineSpec
+
+# Of a machine that is busy with other things: for what takes a moment, and for a boot under emulation.
+PATIENCE_S, BOOT_S = 60.0, 240.0
 
 
 def make_spec(number: int = 1, **changes: object) -> MachineSpec:
@@ -32,8 +36,19 @@ def own_processes(state_dir: Path) -> list[str]:
     return found
 
 
+def descriptors() -> set[tuple[str, str]]:
+    """What this process has open, by number; others may be closed meanwhile, as the garbage collector does."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:
+            continue  # the directory itself
+    return found
+
+
 async def all_ended(state_dir: Path) -> None:
     """Returns when nothing works below `state_dir` any more: a console's keeper ends just after its QEMU."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while own_processes(state_dir):
             await asyncio.sleep(0.01)

@@ -28,6 +28,7 @@ def kvm_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     device = tmp_path / "kvm"
     device.touch()
     monkeypatch.setattr(accelerator, "_KVM", str(device))
+    monkeypatch.setattr(accelerator, "_PROOF_SECONDS", 60.0)
     return device
 
 

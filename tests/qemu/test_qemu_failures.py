@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 
 import pytest
+from qemu_machines import descriptors
 
 from portlayer.drivers.qemu import failures, files, qmp
 from portlayer.errors import DriverError, ExhaustedError
@@ -39,6 +41,20 @@ async def test_qemu_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(qmp, "_TIMEOUT_SECONDS", 0.05)
     with files.listen(tmp_path / "qmp.sock"), pytest.raises(DriverError, match="does not answer"):
         await qmp.Monitor.open(tmp_path / "qmp.sock", str)
+
+
+async def test_who_gives_up_connecting_to_qemu_leaves_no_socket(tmp_path: Path) -> None:
+    """At whatever step of it."""
+    for steps in range(6):
+        with files.listen(tmp_path / "qmp.sock"):
+            before = descriptors()
+            opening = asyncio.create_task(qmp.Monitor.open(tmp_path / "qmp.sock", str))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            assert descriptors() <= before
 
 
 async def test_qemu_that_is_gone(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from qemu_machines import PATIENCE_S
 
 from portlayer.drivers.qemu import stall
 from portlayer.drivers.qemu.stall import Stall
@@ -37,9 +38,14 @@ class Disk:
             raise self.error
 
 
-async def within_reason(happening: Coroutine[Any, Any, Any]) -> None:
-    async with asyncio.timeout(10):
+async def within_reason(happening: Awaitable[Any]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
         await happening
+
+
+def watches() -> list[asyncio.Task[Any]]:
+    """Of disks, that are under way."""
+    return [task for task in asyncio.all_tasks() if "Stall" in repr(task.get_coro())]
 
 
 @pytest.fixture
@@ -48,8 +54,7 @@ async def disk(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Disk]:
     monkeypatch.setattr(os, "statvfs", disk.statvfs)
     monkeypatch.setattr(stall, "RETRY_SECONDS", 0.001)
     yield disk
-    await asyncio.sleep(0)
-    assert not [task for task in asyncio.all_tasks() if "Stall" in repr(task.get_coro())]
+    await within_reason(asyncio.gather(*watches(), return_exceptions=True))
 
 
 async def test_goes_on_once_when_there_is_space(disk: Disk) -> None:
@@ -73,12 +78,10 @@ async def test_stopped_again_at_once(disk: Disk) -> None:
         await disk.go_on()
         if disk.calls == 1:
             waiting.begin()
-            disk.called.clear()
 
     waiting = Stall(Path("/"), go_on)
     waiting.begin()
-    await within_reason(disk.called.wait())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while disk.calls < 2:
             await asyncio.sleep(0.001)
 
@@ -87,10 +90,12 @@ async def test_whoever_decides_otherwise_ends_it(disk: Disk) -> None:
     waiting = Stall(Path("/"), disk.go_on)
     waiting.begin()
     await within_reason(disk.looked.wait())
+    (watch,) = watches()
     waiting.end()
     waiting.end()
     disk.free = 1 << 30
-    await asyncio.sleep(0.02)
+    await within_reason(asyncio.wait([watch]))
+    assert watch.done()
     assert disk.calls == 0
 
 
@@ -98,7 +103,6 @@ async def test_a_failure_is_told_and_does_not_spread(disk: Disk, caplog: pytest.
     disk.free, disk.error = 1 << 30, DriverError("QEMU went away")
     waiting = Stall(Path("/"), disk.go_on)
     waiting.begin()
-    await within_reason(disk.called.wait())
-    await asyncio.sleep(0.01)
+    await within_reason(asyncio.wait(watches()))
     assert "QEMU went away" in caplog.text
     assert not waiting.under_way

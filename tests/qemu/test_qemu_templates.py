@@ -21,7 +21,7 @@ from unittest.mock import Mock
 
 import pytest
 from conftest import REPOSITORY
-from qemu_machines import all_ended, make_spec, own_processes
+from qemu_machines import BOOT_S, PATIENCE_S, all_ended, make_spec, own_processes
 
 from portlayer.agent import AgentClient
 from portlayer.drivers import guest_image as guest_images
@@ -149,10 +149,10 @@ async def run(machine: Machine, script: str, *, kill_at_output: Callable[[], Non
     spec.tmpfs.append(types_pb2.TmpfsMount(target="/scribble", options="size=128m"))
     limits = {"memory_limit_bytes": 0, "cpu_limit_ns_per_s": 0}
     output = b""
-    async with asyncio.timeout(120), AgentClient(machine.open_channel) as agent:
+    async with asyncio.timeout(BOOT_S), AgentClient(machine.open_channel) as agent:
         machine_id = secrets.token_hex(16)
         request = init_request(spec, secrets.token_hex(16), machine_id=machine_id, disks=command.DISK_NAMES, **limits)
-        response = await agent.start(request, timeout_s=100)
+        response = await agent.start(request, timeout_s=BOOT_S)
         assert response.pid, response
         follow = agent.follow("init", 0)
         exit_code = -1
@@ -243,7 +243,7 @@ async def test_what_a_clone_does_to_its_memory_reaches_nobody(driver: QemuDriver
 async def test_a_clone_that_dies_is_noticed_and_its_container_can_boot(driver: QemuDriver, copied: Path) -> None:
     clone = await clone_of(await template_of(driver))
     (directory,) = (copied / "clones").iterdir()
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         group.create_task(clone.wait_off())
         os.kill(int((directory / command.PID_FILE).read_text()), signal.SIGKILL)
     machine = await driver.create(make_spec(), b"")

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from qemu_machines import all_ended, make_spec
+from qemu_machines import BOOT_S, PATIENCE_S, all_ended, make_spec
 
 from portlayer.drivers.base import Machine, MachineSpec, PowerState
 from portlayer.drivers.qemu import LocalDatastore, QemuDriver, command, instance
@@ -70,7 +70,7 @@ async def test_found_again_after_a_restart(driver: QemuDriver, state_dir: Path, 
 
 async def test_all_waiters_see_the_end(driver: QemuDriver) -> None:
     machine = await running(driver)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(machine.wait_off())
         pid = int((machine.directory / machines.PROCESS / command.PID_FILE).read_text())
@@ -137,9 +137,9 @@ async def test_console_is_bounded_without_anyone_looking(driver: QemuDriver, mon
     machine = await running(driver)
     assert machine.console_log is not None
     console = Path(machine.console_log)
-    async with asyncio.timeout(60), agent.AgentClient(machine.open_channel) as client:
-        await client.hello(timeout_s=50)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOOT_S), agent.AgentClient(machine.open_channel) as client:
+        await client.hello(timeout_s=BOOT_S)
+    async with asyncio.timeout(PATIENCE_S):
         while console.stat().st_size < 7:
             await asyncio.sleep(0.01)
     assert console.stat().st_size == 7
@@ -159,8 +159,8 @@ async def test_info(driver: QemuDriver) -> None:
 async def test_agent_answers_and_powers_off(driver: QemuDriver) -> None:
     agent = pytest.importorskip("portlayer.agent")
     machine = await running(driver)
-    async with asyncio.timeout(60), agent.AgentClient(machine.open_channel) as client:
-        hello = await client.hello(timeout_s=50)
+    async with asyncio.timeout(BOOT_S), agent.AgentClient(machine.open_channel) as client:
+        hello = await client.hello(timeout_s=BOOT_S)
         assert hello.protocol == 1
         await client.power_off()
         await machine.wait_off()
@@ -172,6 +172,6 @@ async def test_agent_answers_after_a_restart_of_the_host_side(driver: QemuDriver
     machine = await running(driver)
     boot_ids = []
     for _ in range(2):
-        async with asyncio.timeout(60), agent.AgentClient(machine.open_channel) as client:
-            boot_ids.append((await client.hello(timeout_s=50)).boot_id)
+        async with asyncio.timeout(BOOT_S), agent.AgentClient(machine.open_channel) as client:
+            boot_ids.append((await client.hello(timeout_s=BOOT_S)).boot_id)
     assert boot_ids[0] == boot_ids[1]

@@ -55,8 +55,11 @@ class Monitor:
         """Connects and negotiates. Raises DriverError when QEMU does not answer or is not there."""
         client = QMPClient("vch")
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
-                await client.connect(files.connect(socket_path))
+            with contextlib.ExitStack() as unless_connected:
+                connection = unless_connected.enter_context(files.connect(socket_path))
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                    await client.connect(connection)
+                unless_connected.pop_all()
         except (OSError, QMPError, TimeoutError) as error:
             raise DriverError(f"QEMU does not answer on its control socket: {error}") from error
         return cls(client, on_problem)
