@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qemu.qmp import QMPClient
+from qemu.qmp import QMPClient, QMPError
 
 from portlayer.agent import AgentClient
 from portlayer.agent.follow import Follow
+from portlayer.drivers.qemu import files
 from portlayer.drivers.qemu.command import cpu_options
 from tether.v1 import tether_pb2 as pb
 
@@ -98,9 +99,11 @@ async def vmware_machine(
 ) -> AsyncIterator[VmwareMachine]:
     """Boots it, `silent` until the agent listens; the process has ended when this ends."""
     directory.mkdir(exist_ok=True)
+    qmp = files.listen(directory / "qmp.sock")  # QEMU's own cannot be told apart from one where it listens
     arguments = [
         *("-machine", machine, *cpu_options("tcg"), "-m", "256M", "-nodefaults", "-no-user-config", "-no-reboot"),
-        *("-display", "none", "-qmp", "unix:qmp.sock,server=on,wait=off"),
+        *("-display", "none", "-chardev", f"socket,id=qmp,fd={qmp.fileno()},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
         *("-chardev", "file,id=console,path=console.log", "-device", "isa-serial,chardev=console"),
         *("-chardev", "socket,id=agent,path=agent.sock,server=on,wait=off", "-device", "isa-serial,chardev=agent"),
         *("-device", "pvscsi,id=scsi0", "-device", "vmxnet3"),
@@ -110,24 +113,28 @@ async def vmware_machine(
         for target, (file, read_only) in enumerate(((disks.image, "on"), (disks.writable, "off"))):
             arguments += ["-drive", f"if=none,id=d{target},format=raw,file={file},readonly={read_only}"]
             arguments += ["-device", f"scsi-hd,bus=scsi0.0,scsi-id={target},drive=d{target}"]
-    log = (directory / "qemu.log").open("wb")
-    process = await asyncio.create_subprocess_exec(
-        "qemu-system-x86_64", *arguments, cwd=directory, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
-    )
-    log.close()
+    with qmp, (directory / "qemu.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *("qemu-system-x86_64", *arguments),
+            cwd=directory,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(qmp.fileno(),),
+        )
     vm = VmwareMachine(directory, process)
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while not (directory / "qmp.sock").exists():
-                assert process.returncode is None, (directory / "qemu.log").read_text()
-                await asyncio.sleep(0.05)
-            await vm.qmp.connect(str(directory / "qmp.sock"))
+            try:
+                await vm.qmp.connect(files.connect(directory / "qmp.sock"))
+            except (OSError, QMPError) as error:
+                raise AssertionError((directory / "qemu.log").read_text()) from error
             if silent:
                 await vm.listening()
             async with vm.agent:
                 yield vm
     finally:
-        with contextlib.suppress(EOFError):  # the machine has powered itself off
+        with contextlib.suppress(OSError, EOFError):  # the machine has powered itself off
             await vm.qmp.disconnect()
         if process.returncode is None:
             process.kill()

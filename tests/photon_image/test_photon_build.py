@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import time
 from pathlib import Path
 
 import cpio
@@ -54,10 +53,8 @@ def test_same_inputs_same_bytes(image: Path, tmp_path: Path, monkeypatch: pytest
 def test_nothing_is_done_when_nothing_changed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (image / "initramfs").stat()
     monkeypatch.setattr(build.tree, "build", pytest.fail)
-    start = time.monotonic()
     make(image)
     assert (image / "initramfs").stat() == before
-    assert time.monotonic() - start < 20
 
 
 def test_a_damaged_image_is_made_again(image: Path, tmp_path: Path) -> None:
