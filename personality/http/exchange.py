@@ -45,6 +45,7 @@ class Exchange:
         self._wire = wire
         self._timeouts = timeouts
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
+        self._within_head = False
 
     async def next_request(self) -> h11.Request | None:
         """The head of the next request; None when the client closed, or sent nothing for long.
@@ -57,6 +58,7 @@ class Exchange:
                     self._h11.receive_data(await self._wire.read(HEAD_LIMIT))
         except TimeoutError:
             return None
+        self._within_head = True
         try:
             async with asyncio.timeout(self._timeouts.head_s):
                 event = await self._head()
@@ -64,6 +66,7 @@ class Exchange:
             raise MalformedRequestError(408, "the request's headers did not arrive in time") from None
         except h11.RemoteProtocolError as error:
             raise MalformedRequestError(error.error_status_hint, f"malformed request: {error}") from error
+        self._within_head = False
         return event if isinstance(event, h11.Request) else None
 
     async def _head(self) -> object:
@@ -144,9 +147,9 @@ class Exchange:
         return True
 
     @property
-    def body_unread(self) -> bool:
-        """The client may still be sending."""
-        return self._h11.their_state in {h11.SEND_BODY, h11.ERROR}
+    def request_unread(self) -> bool:
+        """The client may still be sending its request."""
+        return self._within_head or self._h11.their_state in {h11.SEND_BODY, h11.ERROR}
 
     async def leave(self, status_line: str, headers: Headers) -> bytes:
         """Ends HTTP on this connection with a head of its own; returns what the client sent behind its request."""

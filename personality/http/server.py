@@ -100,7 +100,7 @@ class Server:
                 pass
             # From here on the client's going is what is waited for.
             wire.on_gone(None)
-            await (wire.finish() if exchange.body_unread else wire.close())
+            await (wire.finish() if exchange.request_unread else wire.close())
         except ConnectionError:
             log.debug("a client went away")
         finally:

@@ -20,10 +20,11 @@ import docker
 import h11
 import pytest
 from fake_portlayer import FakePortLayer
+from fake_state import PATIENCE_S
 
 from personality.api.routes import PRODUCT, build_router
 from personality.backend import Backend
-from personality.http.exchange import Timeouts
+from personality.http import wire
 from personality.http.listeners import listening
 from personality.http.server import Server
 
@@ -112,7 +113,7 @@ class HttpClient:
             values = {key: json.dumps(value) if key == "filters" else value for key, value in query.items()}
             target += "?" + urlencode(values, doseq=True)
         connection = h11.Connection(h11.CLIENT)
-        async with asyncio.timeout(20), self.raw() as (reader, writer):
+        async with asyncio.timeout(PATIENCE_S), self.raw() as (reader, writer):
             writer.write(
                 connection.send(h11.Request(method=method, target=target, headers=list(fields.items()))) or b""
             )
@@ -130,7 +131,7 @@ class HttpClient:
             fields.append("Content-Type: application/json")
         if upgrade:
             fields += ["Connection: Upgrade", "Upgrade: tcp"]
-        async with asyncio.timeout(20), self.raw() as (reader, writer):
+        async with asyncio.timeout(PATIENCE_S), self.raw() as (reader, writer):
             writer.write("\r\n".join([*fields, "", ""]).encode() + data)
             status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -177,7 +178,7 @@ async def fake(sockets: Path) -> AsyncIterator[FakePortLayer]:
 @pytest.fixture
 async def server(fake: FakePortLayer, sockets: Path) -> AsyncIterator[Server]:
     async with Backend(f"unix://{sockets / 'grpc.sock'}") as backend:
-        server = Server(build_router(), backend, product=PRODUCT, timeouts=Timeouts(idle_s=5, head_s=0.5))
+        server = Server(build_router(), backend, product=PRODUCT)
         try:
             yield server
         finally:
@@ -189,6 +190,12 @@ async def docker_socket(server: Server, sockets: Path) -> AsyncIterator[Path]:
     path = sockets / "docker.sock"
     async with listening(server, [f"unix://{path}"], None):
         yield path
+
+
+@pytest.fixture
+def patient_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For clients that send more than is read: however long that takes, their connection is not cut meanwhile."""
+    monkeypatch.setattr(wire, "_LINGER_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ class Execution(execution_pb2_grpc.ExecutionServiceServicer):
             return container.state.status not in RUNNING
 
         yield execution_pb2.WaitContainerResponse(armed=True)
-        async with fake.watching("WaitContainer"), fake.changed:
+        async with fake.changed:
             await fake.changed.wait_for(holds)
         yield execution_pb2.WaitContainerResponse(exit_code=container.state.exit_code)
 
@@ -205,8 +205,7 @@ class Execution(execution_pb2_grpc.ExecutionServiceServicer):
             )
             if request.one_shot:
                 return
-            async with self._fake.watching("StreamStats"):
-                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)
 
     async def CreateExec(self, request: Any, context: Any) -> Any:
         await self._fake.enter("CreateExec", request, context)

@@ -26,26 +26,25 @@ class Interaction(interaction_pb2_grpc.InteractionServiceServicer):
         await fake.enter("Attach", opening, context)
         container = await fake.container(opening.container, context)
         yield interaction_pb2.AttachResponse(attached=interaction_pb2.Attached())
-        async with fake.watching("Attach"):
-            # Attaching comes before starting: the process may be yet to come.
-            earlier = fake.processes.get(container.id)
-            if earlier is not None and earlier.exit_code is not None:
-                earlier = None
-            process = earlier
-            if process is None:
-                async with fake.changed:
-                    before = fake.processes.get(container.id)
-                    await fake.changed.wait_for(lambda: fake.processes.get(container.id) is not before)
-                process = fake.processes[container.id]
-            replay = opening.logs or earlier is None
-            left = asyncio.Event()
-            fake.spawn(_pump_stdin(process, requests, left))
-            async for chunk in process.follow(0 if replay else len(process.chunks), left):
-                if (chunk.stream == STDOUT and opening.stdout) or (chunk.stream == STDERR and opening.stderr):
-                    yield interaction_pb2.AttachResponse(output=chunk)
-            if left.is_set():
-                return
-            exit_code = await process.ended()
+        # Attaching comes before starting: the process may be yet to come.
+        earlier = fake.processes.get(container.id)
+        if earlier is not None and earlier.exit_code is not None:
+            earlier = None
+        process = earlier
+        if process is None:
+            async with fake.changed:
+                before = fake.processes.get(container.id)
+                await fake.changed.wait_for(lambda: fake.processes.get(container.id) is not before)
+            process = fake.processes[container.id]
+        replay = opening.logs or earlier is None
+        left = asyncio.Event()
+        fake.spawn(_pump_stdin(process, requests, left))
+        async for chunk in process.follow(0 if replay else len(process.chunks), left):
+            if (chunk.stream == STDOUT and opening.stdout) or (chunk.stream == STDERR and opening.stderr):
+                yield interaction_pb2.AttachResponse(output=chunk)
+        if left.is_set():
+            return
+        exit_code = await process.ended()
         yield interaction_pb2.AttachResponse(exited=interaction_pb2.ProcessExited(exit_code=exit_code))
 
     async def AttachExec(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
@@ -53,14 +52,13 @@ class Interaction(interaction_pb2_grpc.InteractionServiceServicer):
         await self._fake.enter("AttachExec", first.open, context)
         process = await start_exec(self._fake, first.open.exec_id, context)
         yield interaction_pb2.AttachResponse(attached=interaction_pb2.Attached())
-        async with self._fake.watching("AttachExec"):
-            left = asyncio.Event()
-            self._fake.spawn(_pump_stdin(process, requests, left))
-            async for chunk in process.follow(0, left):
-                yield interaction_pb2.AttachResponse(output=chunk)
-            if left.is_set():
-                return
-            exit_code = await process.ended()
+        left = asyncio.Event()
+        self._fake.spawn(_pump_stdin(process, requests, left))
+        async for chunk in process.follow(0, left):
+            yield interaction_pb2.AttachResponse(output=chunk)
+        if left.is_set():
+            return
+        exit_code = await process.ended()
         yield interaction_pb2.AttachResponse(exited=interaction_pb2.ProcessExited(exit_code=exit_code))
 
     async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -71,12 +69,11 @@ class Interaction(interaction_pb2_grpc.InteractionServiceServicer):
             return
         wanted = {stream for stream, on in ((STDOUT, request.stdout), (STDERR, request.stderr)) if on}
         stamp = b"2026-01-02T03:04:05.000000006Z " if request.timestamps else b""
-        async with self._fake.watching("ReadLogs"):
-            chunks = process.follow() if request.follow else _each(list(process.chunks))
-            async for chunk in chunks:
-                if chunk.stream in wanted:
-                    lines = b"".join(stamp + line for line in chunk.data.splitlines(keepends=True))
-                    yield interaction_pb2.ReadLogsResponse(stream=chunk.stream, data=lines)
+        chunks = process.follow() if request.follow else _each(list(process.chunks))
+        async for chunk in chunks:
+            if chunk.stream in wanted:
+                lines = b"".join(stamp + line for line in chunk.data.splitlines(keepends=True))
+                yield interaction_pb2.ReadLogsResponse(stream=chunk.stream, data=lines)
 
 
 async def _each(chunks: list[interaction_pb2.OutputChunk]) -> AsyncIterator[interaction_pb2.OutputChunk]:

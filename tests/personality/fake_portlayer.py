@@ -5,8 +5,8 @@
         fake.scripts["web"] = Script(stdout=b"hello\n", exit_code=3)   # by the container's name, or "*"
         fake.fail("StartContainer", grpc.StatusCode.ABORTED, "...", launch_failed=LaunchFailed(exit_code=127))
 
-Every call is recorded in `calls`. `blocked` holds method names whose calls never answer; `cancelled` the names of calls
-that ended by cancellation.
+Every call is recorded in `calls`. `blocked` holds method names whose calls never answer ("LoadImages, read": but only
+after having read all of its requests); `cancelled` the names of calls that ended by cancellation.
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ STDERR = types_pb2.OUTPUT_STREAM_STDERR
 
 @dataclass
 class Script:
-    """What a program does: waits, writes, then (echo) gives stdin back to its end, or (forever) awaits a signal."""
+    """What a program does: waits for its turn, writes, then (echo) gives stdin back, or (forever) awaits a signal."""
 
     stdout: bytes = b""
     stderr: bytes = b""
     exit_code: int = 0
-    delay_s: float = 0
+    turn: asyncio.Semaphore | None = None
     echo: bool = False
     forever: bool = False
 
@@ -36,7 +36,8 @@ class FakeProcess:
         self.changed = asyncio.Condition()
 
     async def run(self) -> None:
-        await asyncio.sleep(self.script.delay_s)
+        if self.script.turn is not None:
+            await self.script.turn.acquire()
         if self.script.stdout:
             await self.emit(STDOUT, self.script.stdout)
         if self.script.stderr:
@@ -50,7 +51,9 @@ class FakeProcess:
             self.changed.notify_all()
 
     async def feed(self, data: bytes) -> None:
-        self.stdin += data
+        async with self.changed:
+            self.stdin += data
+            self.changed.notify_all()
         if self.script.echo:
             await self.emit(STDOUT, data)
 

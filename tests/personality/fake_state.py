@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,9 @@ RUNNING = {
     types_pb2.CONTAINER_STATUS_PAUSED,
     types_pb2.CONTAINER_STATUS_STOPPING,
 }
+
+# Nothing here takes a second; on a machine that is busy with other things it may take far more.
+PATIENCE_S = 120.0
 
 _CODE_NUMBERS = {code: code.value[0] for code in grpc.StatusCode}
 
@@ -115,12 +117,12 @@ class FakeState:
 
     async def until_called(self, method: str, times: int = 1) -> None:
         """Waits until `method` has been called."""
-        async with self.entered:
+        async with asyncio.timeout(PATIENCE_S), self.entered:
             await self.entered.wait_for(lambda: sum(name == method for name, _ in self.calls) >= times)
 
     async def until_cancelled(self, method: str) -> None:
         """Waits until a call of `method` has been cancelled by the personality."""
-        async with self.entered:
+        async with asyncio.timeout(PATIENCE_S), self.entered:
             await self.entered.wait_for(lambda: method in self.cancelled)
 
     async def emit(self, kind: str, action: str, actor: str, **attributes: str) -> None:
@@ -137,14 +139,24 @@ class FakeState:
 
     async def enter(self, method: str, request: Any, context: Any) -> None:
         """Records the call; ends it when it is meant to fail, and holds it when it is meant to block."""
+        context.add_done_callback(functools.partial(self._ended, method))
         async with self.entered:
             self.calls.append((method, request))
             self.entered.notify_all()
         if method in self.failures:
             await self._abort(self.failures[method], context)
-        if method in self.blocked:
-            async with self.watching(method):
-                await asyncio.Event().wait()
+        await self.hold(method)
+
+    async def hold(self, name: str) -> None:
+        """Has a call that is meant to block wait for its end."""
+        if name in self.blocked:
+            await asyncio.Event().wait()
+
+    def _ended(self, method: str, context: Any) -> None:
+        """Notes a call that was cancelled: in its handler or while sending, it ended without a status of its own."""
+        if not context.done():
+            self.cancelled.append(method)
+            self.spawn(self._notify_entered())
 
     async def _abort(self, failure: _Failure, context: Any) -> None:
         metadata: tuple[tuple[str, bytes], ...] = ()
@@ -154,16 +166,6 @@ class FakeState:
             status = status_pb2.Status(code=_CODE_NUMBERS[failure.code], message=failure.message, details=[detail])
             metadata = (("grpc-status-details-bin", status.SerializeToString()),)
         await context.abort(failure.code, failure.message, metadata)
-
-    @contextlib.asynccontextmanager
-    async def watching(self, method: str) -> AsyncIterator[None]:
-        """Notes when the call is cancelled within."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            self.cancelled.append(method)
-            self.spawn(self._notify_entered())
-            raise
 
     async def _notify_entered(self) -> None:
         async with self.entered:

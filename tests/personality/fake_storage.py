@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,9 +9,6 @@ import grpc.aio
 from fake_state import FakeState
 
 from portlayer.v1 import storage_pb2, storage_pb2_grpc, types_pb2
-
-# A call that was cancelled looks like one whose requests have ended, until word of it comes.
-_WORD_S = 0.5
 
 
 class Storage(storage_pb2_grpc.StorageServiceServicer):
@@ -23,11 +19,10 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         await self._fake.enter("LoadImages", None, context)
         yield storage_pb2.LoadImagesResponse(progress="reading the archive")
         data = bytearray()
-        async with self._fake.watching("LoadImages"):
-            async for request in requests:
-                assert len(request.data) <= 1 << 20
-                data += request.data
-            await asyncio.sleep(_WORD_S)
+        async for request in requests:
+            assert len(request.data) <= 1 << 20
+            data += request.data
+        await self._fake.hold("LoadImages, read")
         self._fake.uploads["LoadImages"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")
@@ -39,10 +34,8 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         first = await anext(requests)
         await self._fake.enter("ImportImage", first.options, context)
         data = bytearray()
-        async with self._fake.watching("ImportImage"):
-            async for request in requests:
-                data += request.data
-            await asyncio.sleep(_WORD_S)
+        async for request in requests:
+            data += request.data
         self._fake.uploads["ImportImage"] = bytes(data)
         if data.startswith(b"broken"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the archive is broken")
@@ -52,9 +45,8 @@ class Storage(storage_pb2_grpc.StorageServiceServicer):
         await self._fake.enter("SaveImages", request, context)
         for name in request.names:
             await self._image(name, context)
-        async with self._fake.watching("SaveImages"):
-            for start in range(0, len(self._fake.archive), 1 << 18):
-                yield storage_pb2.SaveImagesResponse(data=self._fake.archive[start : start + (1 << 18)])
+        for start in range(0, len(self._fake.archive), 1 << 18):
+            yield storage_pb2.SaveImagesResponse(data=self._fake.archive[start : start + (1 << 18)])
 
     async def _image(self, name: str, context: Any) -> types_pb2.Image:
         image = self._fake.image(name)

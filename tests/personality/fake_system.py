@@ -35,20 +35,19 @@ class Events(events_pb2_grpc.EventsServiceServicer):
         await fake.enter("StreamEvents", request, context)
         position = 0 if request.since_unix_ns else len(fake.events)
         yield events_pb2.StreamEventsResponse()
-        async with fake.watching("StreamEvents"):
-            while True:
-                for event in fake.events[position:]:
-                    if event.time_unix_ns >= request.since_unix_ns and not (
-                        request.until_unix_ns and event.time_unix_ns > request.until_unix_ns
-                    ):
-                        yield events_pb2.StreamEventsResponse(event=event)
-                position = len(fake.events)
-                if request.until_unix_ns and request.until_unix_ns <= time.time_ns():
-                    return
-                left = (request.until_unix_ns - time.time_ns()) / 1e9 if request.until_unix_ns else None
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(left), fake.changed:
-                        await fake.changed.wait_for(lambda seen=position: len(fake.events) > seen)  # type: ignore[misc]
+        while True:
+            for event in fake.events[position:]:
+                if event.time_unix_ns >= request.since_unix_ns and not (
+                    request.until_unix_ns and event.time_unix_ns > request.until_unix_ns
+                ):
+                    yield events_pb2.StreamEventsResponse(event=event)
+            position = len(fake.events)
+            if request.until_unix_ns and request.until_unix_ns <= time.time_ns():
+                return
+            left = (request.until_unix_ns - time.time_ns()) / 1e9 if request.until_unix_ns else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left), fake.changed:
+                    await fake.changed.wait_for(lambda seen=position: len(fake.events) > seen)  # type: ignore[misc]
 
 
 class System(system_pb2_grpc.SystemServiceServicer):

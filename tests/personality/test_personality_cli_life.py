@@ -107,13 +107,13 @@ async def test_a_container_that_waits_to_be_started_again(fake: FakePortLayer, h
     state = fake.containers[identity].state
     state.status = types_pb2.CONTAINER_STATUS_RESTARTING
     state.exit_code, state.restart_count = 3, 2
-    state.started_unix_ns = state.finished_unix_ns = time.time_ns() - 5 * SECOND_NS
+    state.started_unix_ns = state.finished_unix_ns = time.time_ns() - 5 * 3600 * SECOND_NS
     shown = await inspect(http, "box")
     assert shown["RestartCount"] == 2
     expected = {"Status": "restarting", "Running": True, "Restarting": True, "Paused": False, "Pid": 0, "ExitCode": 3}
     assert expected.items() <= shown["State"].items()
     listed = (await http.get("/containers/json")).json()  # it counts as running
-    assert (listed[0]["State"], listed[0]["Status"]) == ("restarting", "Restarting (3) 5 seconds ago")
+    assert (listed[0]["State"], listed[0]["Status"]) == ("restarting", "Restarting (3) 5 hours ago")
     assert await names(http, status=["restarting"]) == {"/box"}
     state.status = types_pb2.CONTAINER_STATUS_STARTING
     assert (await inspect(http, "box"))["State"]["Status"] == "restarting"

@@ -15,7 +15,9 @@ import pytest
 from conftest import HttpClient
 from fake_portlayer import FakePortLayer
 from fake_process import Script
+from fake_state import PATIENCE_S
 
+from personality.times import parse_time
 from portlayer.v1 import execution_pb2, types_pb2
 
 FOREVER = Script(forever=True)
@@ -232,7 +234,7 @@ async def test_inspect_what_ended(http: HttpClient, fake: FakePortLayer) -> None
     await http.post("/containers/job/wait")
     state = (await http.get("/containers/job/json")).json()["State"]
     assert (state["Status"], state["Running"], state["Pid"], state["ExitCode"]) == ("exited", False, 0, 3)
-    assert state["StartedAt"] < state["FinishedAt"]
+    assert parse_time(state["StartedAt"], "start") < parse_time(state["FinishedAt"], "end")
 
 
 @pytest.mark.parametrize("data", [b"", b"[1]", b"{", b"\xff", b'{"HostConfig": {}}'])
@@ -434,7 +436,7 @@ async def test_wait(http: HttpClient, fake: FakePortLayer) -> None:
 async def test_wait_says_when_it_waits(http: HttpClient, fake: FakePortLayer, condition: str) -> None:
     """The head arrives before the end: what a client does upon it is not missed."""
     await _make(http, "web", start=True)
-    async with asyncio.timeout(10), http.raw() as (reader, writer):
+    async with asyncio.timeout(PATIENCE_S), http.raw() as (reader, writer):
         writer.write(f"POST /containers/web/wait?condition={condition} HTTP/1.1\r\nHost: d\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
@@ -558,7 +560,7 @@ async def test_clients_that_vanish_cancel_the_call(
     body = b'{"Image": "busybox"}' if path.endswith("create") else b""
     head = f"{method} {path} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     seen = len(fake.calls)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async with http.raw() as (_, writer):
             writer.write(head.encode() + b"\r\n" + body)
             async with fake.entered:

@@ -13,6 +13,7 @@ import pytest
 from conftest import HttpClient, frames
 from fake_portlayer import FakePortLayer
 from fake_process import STDOUT, FakeProcess, Script
+from fake_state import PATIENCE_S
 
 from portlayer.v1 import execution_pb2
 
@@ -39,7 +40,7 @@ async def _prepare(http: HttpClient, **body: Any) -> str:
 
 async def _process(fake: FakePortLayer, identity: str) -> FakeProcess:
     await fake.until_called("AttachExec")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while identity not in fake.exec_processes:
             await asyncio.sleep(0.01)
     return fake.exec_processes[identity]
@@ -162,7 +163,7 @@ async def test_a_client_that_vanishes_ends_the_call(http: HttpClient, fake: Fake
         process = await _process(fake, identity)
         await process.emit(STDOUT, b"hello")
         assert await stream.frame() == (1, b"hello")
-    await asyncio.wait_for(fake.until_cancelled("AttachExec"), 5)
+    await fake.until_cancelled("AttachExec")
 
 
 async def test_start_detached(http: HttpClient, fake: FakePortLayer) -> None:
@@ -212,7 +213,7 @@ async def test_the_head_goes_out_before_the_process_starts(http: HttpClient, fak
         assert stream.status == 101
         await fake.until_called("AttachExec")
         assert not fake.exec_processes
-    await asyncio.wait_for(fake.until_cancelled("AttachExec"), 5)
+    await fake.until_cancelled("AttachExec")
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -225,7 +226,7 @@ async def test_no_exec_runs_twice(http: HttpClient, fake: FakePortLayer, detach:
         openapi.validate("/exec/{id}/start", "POST", answer.status, answer.json())
         assert (answer.status, answer.json()["message"]) == (409, f"exec {identity} {words}")
         await fake.exec_processes[identity].end(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while fake.execs[identity].running:
                 await asyncio.sleep(0.01)
 
@@ -278,7 +279,7 @@ async def test_resize(http: HttpClient, fake: FakePortLayer) -> None:
 
 
 async def test_stats_stream(http: HttpClient, fake: FakePortLayer) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async with http.raw() as (reader, writer):
             writer.write(b"GET /containers/box/stats HTTP/1.0\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
@@ -306,8 +307,20 @@ async def test_stats_once(http: HttpClient, fake: FakePortLayer) -> None:
     assert sum(name == "StreamStats" for name, _ in fake.calls) == 3
 
 
-async def test_docker_py(docker_client: docker.DockerClient, fake: FakePortLayer) -> None:
-    fake.scripts["sh"] = Script(stdout=b"out", stderr=b"err", exit_code=3, delay_s=0.2)
+async def test_docker_py(
+    docker_client: docker.DockerClient, fake: FakePortLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each program writes once docker-py has read the answer's head: it reads that through a buffer of its own."""
+    loop = asyncio.get_running_loop()
+    head_read = asyncio.Semaphore(0)
+    fake.scripts["sh"] = Script(stdout=b"out", stderr=b"err", exit_code=3, turn=head_read)
+    raw_socket = docker_client.api._get_raw_response_socket
+
+    def read_raw(response: object) -> object:
+        loop.call_soon_threadsafe(head_read.release)
+        return raw_socket(response)
+
+    monkeypatch.setattr(docker_client.api, "_get_raw_response_socket", read_raw)
 
     def use() -> None:
         box = docker_client.containers.get("box")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import HttpClient
 from fake_portlayer import FakePortLayer
+from fake_state import PATIENCE_S
 
 from personality.backend import Backend
 from personality.errors import DockerError
@@ -131,9 +132,17 @@ async def endpoints() -> Endpoints:
 
 
 @pytest.fixture
-async def server(endpoints: Endpoints, fake: FakePortLayer, sockets: Path) -> AsyncIterator[Server]:
+def timeouts() -> Timeouts:
+    return Timeouts()
+
+
+# For tests of a head that never comes to its end; of others nobody knows how long they take here.
+impatient = pytest.mark.parametrize("timeouts", [Timeouts(head_s=0.3)], ids=["impatient"])
+
+
+@pytest.fixture
+async def server(endpoints: Endpoints, timeouts: Timeouts, fake: FakePortLayer, sockets: Path) -> AsyncIterator[Server]:
     async with Backend(f"unix://{sockets / 'grpc.sock'}") as backend:
-        timeouts = Timeouts(idle_s=5, head_s=0.3)
         server = Server(Router(endpoints.routes()), backend, product="test", timeouts=timeouts)
         try:
             yield server
@@ -143,11 +152,17 @@ async def server(endpoints: Endpoints, fake: FakePortLayer, sockets: Path) -> As
 
 async def _exchange(http: HttpClient, data: bytes, *, eof: bool = True) -> bytes:
     """All that the server sends back for `data`."""
-    async with asyncio.timeout(10), http.raw() as (reader, writer):
+    async with asyncio.timeout(PATIENCE_S), http.raw() as (reader, writer):
         writer.write(data)
         if eof:
             writer.write_eof()
         return await reader.read()
+
+
+async def _turns() -> None:
+    """Many turns of the event loop: what the server would do of itself, it has done by then."""
+    for _ in range(1000):
+        await asyncio.sleep(0)
 
 
 def _split(response: bytes) -> tuple[bytes, bytes]:
@@ -198,14 +213,17 @@ async def test_malformed_requests(http: HttpClient, data: bytes) -> None:
     assert json.loads(body)["message"].startswith("malformed request: ")
 
 
+@pytest.mark.parametrize("size", [200_000, 3_000_000])
 @pytest.mark.parametrize("whole", [True, False])
-async def test_huge_headers(http: HttpClient, whole: bool) -> None:
-    data = b"GET /wait HTTP/1.1\r\nHost: d\r\nX-Long: " + b"x" * 200_000 + (b"\r\n\r\n" if whole else b"")
+async def test_huge_headers(http: HttpClient, patient_linger: None, whole: bool, size: int) -> None:
+    """The client sends far more than the server will read; it must see the answer, not a reset."""
+    data = b"GET /wait HTTP/1.1\r\nHost: d\r\nX-Long: " + b"x" * size + (b"\r\n\r\n" if whole else b"")
     head, body = _split(await _exchange(http, data, eof=False))
     assert head.startswith(b"HTTP/1.1 431 ")
     assert "message" in json.loads(body)
 
 
+@impatient
 async def test_slow_headers(http: HttpClient) -> None:
     head, _ = _split(await _exchange(http, b"GET /wait HTTP/1.1\r\nHo", eof=False))
     assert head.startswith(b"HTTP/1.1 408 ")
@@ -256,7 +274,7 @@ async def test_broken_bodies(http: HttpClient, data: bytes) -> None:
 
 async def test_a_client_that_waits_to_be_asked(http: HttpClient) -> None:
     head = b"POST /upload HTTP/1.1\r\nHost: d\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
-    async with asyncio.timeout(10), http.raw() as (reader, writer):
+    async with asyncio.timeout(PATIENCE_S), http.raw() as (reader, writer):
         writer.write(head)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
         writer.write(b"data")
@@ -270,7 +288,7 @@ async def test_a_client_that_waits_to_be_asked_and_is_refused(http: HttpClient) 
     assert b"connection: close" in response.lower()
 
 
-async def test_refused_upload_still_tells_why(http: HttpClient) -> None:
+async def test_refused_upload_still_tells_why(http: HttpClient, patient_linger: None) -> None:
     """The client sends far more than the server will read; it must see the answer, not a reset."""
     answer = await http.request("POST", "/upload", query={"refuse": 1}, data=b"x" * 3_000_000)
     assert (answer.status, answer.json()) == (403, {"message": "not wanted"})
@@ -340,44 +358,44 @@ async def test_head_has_no_body(http: HttpClient, endpoints: Endpoints) -> None:
 async def test_a_client_that_goes_while_a_handler_waits(http: HttpClient, endpoints: Endpoints) -> None:
     async with http.raw() as (_, writer):
         writer.write(b"GET /wait HTTP/1.1\r\nHost: d\r\n\r\n")
-        await asyncio.wait_for(endpoints.started.wait(), 5)
-    await asyncio.wait_for(endpoints.cancelled.wait(), 2)
+        await asyncio.wait_for(endpoints.started.wait(), PATIENCE_S)
+    await asyncio.wait_for(endpoints.cancelled.wait(), PATIENCE_S)
 
 
 async def test_a_client_that_half_closes_and_then_goes(http: HttpClient, endpoints: Endpoints) -> None:
     async with http.raw() as (_, writer):
         writer.write(b"GET /wait HTTP/1.1\r\nHost: d\r\n\r\n")
         writer.write_eof()
-        await asyncio.wait_for(endpoints.started.wait(), 5)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(endpoints.cancelled.wait(), 0.2)
-    await asyncio.wait_for(endpoints.cancelled.wait(), 2)
+        await asyncio.wait_for(endpoints.started.wait(), PATIENCE_S)
+        await _turns()
+        assert not endpoints.cancelled.is_set()
+    await asyncio.wait_for(endpoints.cancelled.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize("silent", [0, 1])
 async def test_a_client_that_goes_while_a_stream_runs(http: HttpClient, endpoints: Endpoints, silent: int) -> None:
     async with http.raw() as (reader, writer):
         writer.write(b"GET /endless?silent=%d HTTP/1.1\r\nHost: d\r\n\r\n" % silent)
-        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-        await asyncio.wait_for(endpoints.started.wait(), 5)
-    await asyncio.wait_for(endpoints.cancelled.wait(), 2)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
+        await asyncio.wait_for(endpoints.started.wait(), PATIENCE_S)
+    await asyncio.wait_for(endpoints.cancelled.wait(), PATIENCE_S)
 
 
 async def test_a_slow_reader_slows_the_stream(http: HttpClient, endpoints: Endpoints) -> None:
     _, writer = await asyncio.open_unix_connection(http.path, limit=1024)
     writer.write(b"GET /endless HTTP/1.1\r\nHost: d\r\n\r\n")
-    await asyncio.wait_for(endpoints.started.wait(), 5)
-    await asyncio.sleep(0.2)
+    await asyncio.wait_for(endpoints.started.wait(), PATIENCE_S)
+    await _turns()
     assert endpoints.sent < 4 << 20
     writer.transport.abort()
-    await asyncio.wait_for(endpoints.cancelled.wait(), 2)
+    await asyncio.wait_for(endpoints.cancelled.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize("upgrade", [True, False])
 async def test_hijack(http: HttpClient, upgrade: bool) -> None:
     """Early bytes are not lost, and after the client's half-close the server still writes."""
     fields = b"Connection: Upgrade\r\nUpgrade: tcp\r\n" if upgrade else b""
-    async with asyncio.timeout(10), http.raw() as (reader, writer):
+    async with asyncio.timeout(PATIENCE_S), http.raw() as (reader, writer):
         writer.write(b"POST /raw HTTP/1.1\r\nHost: d\r\n" + fields + b"Content-Length: 2\r\n\r\n{}early,")
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 UPGRADED" if upgrade else b"HTTP/1.1 200 OK")
@@ -396,7 +414,7 @@ async def test_hijack_with_everything_sent_at_once(http: HttpClient) -> None:
 
 
 async def test_hijack_where_the_server_ends_first(http: HttpClient, endpoints: Endpoints) -> None:
-    async with asyncio.timeout(10), http.raw() as (reader, writer):
+    async with asyncio.timeout(PATIENCE_S), http.raw() as (reader, writer):
         writer.write(b"POST /raw-first-eof HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
         assert (await reader.read()).endswith(b"bye")
         writer.write(b"still here")
@@ -410,13 +428,13 @@ async def test_hijack_whose_client_goes(http: HttpClient, endpoints: Endpoints, 
     """The endpoint gets all that was sent, and ends although it has nothing to write."""
     async with http.raw() as (reader, writer):
         writer.write(b"POST /raw-silent HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
-        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE_S)
         writer.write(b"last words")
         if half_close_first:
             writer.write_eof()
-            await asyncio.sleep(0.1)
+            await _turns()
             assert not endpoints.hijack_ended.is_set()
-    await asyncio.wait_for(endpoints.hijack_ended.wait(), 2)
+    await asyncio.wait_for(endpoints.hijack_ended.wait(), PATIENCE_S)
     assert endpoints.received == [b"last words"]
 
 
@@ -436,10 +454,10 @@ async def test_close_waits_for_what_ends_soon(fake: FakePortLayer, sockets: Path
             request = asyncio.create_task(http.get("/slow"))
             await started.wait()
             async with http.raw() as (reader, _):
-                closing = asyncio.create_task(server.close(grace_s=5))
-                assert await asyncio.wait_for(reader.read(), 2) == b""  # an idle connection ends at once
+                closing = asyncio.create_task(server.close(grace_s=10 * PATIENCE_S))
+                assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""  # an idle connection ends at once
             release.set()
-            await asyncio.wait_for(closing, 2)
+            await asyncio.wait_for(closing, PATIENCE_S)
         answer = await request
     assert answer.json() == {"done": True}
     assert answer.headers["connection"] == "close"
@@ -448,8 +466,8 @@ async def test_close_waits_for_what_ends_soon(fake: FakePortLayer, sockets: Path
 async def test_close_cancels_the_rest(http: HttpClient, endpoints: Endpoints, server: Server) -> None:
     async with http.raw() as (reader, writer):
         writer.write(b"GET /wait HTTP/1.1\r\nHost: d\r\n\r\n")
-        await asyncio.wait_for(endpoints.started.wait(), 5)
-        await asyncio.wait_for(server.close(grace_s=0.05), 2)
+        await asyncio.wait_for(endpoints.started.wait(), PATIENCE_S)
+        await asyncio.wait_for(server.close(grace_s=0.05), PATIENCE_S)
         assert endpoints.cancelled.is_set()
         assert await reader.read() == b""
 
@@ -458,7 +476,7 @@ async def test_close_cancels_the_rest(http: HttpClient, endpoints: Endpoints, se
 async def test_hijack_behind_a_body_without_upgrade(http: HttpClient, data: bytes) -> None:
     """The endpoint has read the body; the client says nothing more, and gets its stream."""
     head = b"POST /raw HTTP/1.1\r\nHost: d\r\nContent-Length: %d\r\n\r\n" % len(data)
-    async with asyncio.timeout(5), http.raw() as (reader, writer):
+    async with asyncio.timeout(PATIENCE_S), http.raw() as (reader, writer):
         writer.write(head + data)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
         assert await reader.readexactly(6) == b"hello "
@@ -492,11 +510,12 @@ async def test_clients_that_vanish_in_mid_request_leave_nothing(http: HttpClient
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds():
             await asyncio.sleep(0.01)
 
 
+@impatient
 async def test_idle_and_slow_connections_are_in_nobodys_way(http: HttpClient, server: Server) -> None:
     """Those that sent half a head are cut off after a while; those that sent nothing may stay."""
     async with contextlib.AsyncExitStack() as stack:
@@ -504,7 +523,7 @@ async def test_idle_and_slow_connections_are_in_nobodys_way(http: HttpClient, se
         slow = [await stack.enter_async_context(http.raw()) for _ in range(150)]
         for _, writer in slow:
             writer.write(b"GET /wait HTTP/1.1\r\nHost:")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await http.get("/nowhere")).status == 404
             for reader, _ in slow:
                 assert (await reader.read()).startswith(b"HTTP/1.1 408 Request Timeout\r\n")

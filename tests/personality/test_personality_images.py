@@ -11,6 +11,7 @@ import openapi
 import pytest
 from conftest import HttpClient
 from fake_portlayer import FakePortLayer
+from fake_state import PATIENCE_S
 
 
 async def test_list(http: HttpClient, fake: FakePortLayer) -> None:
@@ -190,14 +191,16 @@ async def test_load_of_a_broken_archive(http: HttpClient) -> None:
 
 
 async def test_load_whose_client_goes(http: HttpClient, fake: FakePortLayer) -> None:
+    fake.blocked.add("LoadImages, read")
     async with http.raw() as (_, writer):
         writer.write(b"POST /images/load HTTP/1.1\r\nHost: d\r\nContent-Length: 1000\r\n\r\nabc")
-        await asyncio.wait_for(fake.until_called("LoadImages"), 5)
-    await asyncio.wait_for(fake.until_cancelled("LoadImages"), 5)
+        await fake.until_called("LoadImages")
+    await fake.until_cancelled("LoadImages")
 
 
 async def test_load_whose_body_is_broken(http: HttpClient, fake: FakePortLayer) -> None:
-    async with asyncio.timeout(5), http.raw() as (reader, writer):
+    fake.blocked.add("LoadImages, read")
+    async with asyncio.timeout(PATIENCE_S), http.raw() as (reader, writer):
         writer.write(b"POST /images/load?quiet=1 HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         await fake.until_called("LoadImages")
         writer.write(b"zz")
@@ -205,10 +208,12 @@ async def test_load_whose_body_is_broken(http: HttpClient, fake: FakePortLayer) 
         response = await reader.read()
     assert response.startswith(b"HTTP/1.1 400 ")
     assert b"body is broken" in response
-    await asyncio.wait_for(fake.until_cancelled("LoadImages"), 5)
+    await fake.until_cancelled("LoadImages")
 
 
-async def test_load_that_the_port_layer_refuses_early(http: HttpClient, fake: FakePortLayer) -> None:
+async def test_load_that_the_port_layer_refuses_early(
+    http: HttpClient, fake: FakePortLayer, patient_linger: None
+) -> None:
     fake.fail("LoadImages", grpc.StatusCode.RESOURCE_EXHAUSTED, "no space left")
     answer = await http.request("POST", "/images/load", data=bytes(8 << 20))
     assert (answer.status, answer.json()) == (500, {"message": "no space left"})

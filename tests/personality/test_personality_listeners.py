@@ -12,12 +12,14 @@ import ssl
 import stat
 import sys
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trustme
 from conftest import HttpClient
 from fake_portlayer import FakePortLayer
+from fake_state import PATIENCE_S
 
 from personality.backend import Backend
 from personality.http.callers import printable, user_of
@@ -47,7 +49,7 @@ async def raw(request: Request, backend: Backend) -> Response:
     return Hijack(run)
 
 
-async def raw_first_eof(request: Request, backend: Backend) -> Response:
+async def raw_first_eof(heard: asyncio.Event, request: Request, backend: Backend) -> Response:
     async def run(connection: Connection) -> None:
         await connection.write(b"bye")
         connection.write_eof()
@@ -55,21 +57,24 @@ async def raw_first_eof(request: Request, backend: Backend) -> Response:
         while data := await connection.read():
             received += data
         assert received == b"still here"
-        _HEARD.set()
+        heard.set()
 
     return Hijack(run)
 
 
-_HEARD = asyncio.Event()
+@pytest.fixture
+async def heard() -> asyncio.Event:
+    """Set when raw_first_eof has heard the client's last words."""
+    return asyncio.Event()
 
 
 @pytest.fixture
-async def server(sockets: Path) -> AsyncIterator[Server]:
+async def server(heard: asyncio.Event, sockets: Path) -> AsyncIterator[Server]:
     routes = [
         Route("GET", "/hello", hello),
         Route("GET", "/whoami", whoami),
         Route("POST", "/raw", raw),
-        Route("POST", "/raw-first-eof", raw_first_eof),
+        Route("POST", "/raw-first-eof", partial(raw_first_eof, heard)),
     ]
     async with Backend(f"unix://{sockets / 'grpc.sock'}") as backend:
         server = Server(Router(routes), backend, product="test")
@@ -194,11 +199,12 @@ def pki(tmp_path: Path) -> Pki:
 
 @pytest.fixture
 async def port(server: Server, pki: Pki) -> AsyncIterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    async with listening(server, [f"tcp://127.0.0.1:{port}"], server_context(pki.ca, pki.cert, pki.key)):
-        yield port
+    with socket.socket() as reserved:  # bound meanwhile, so that nobody else is given the port; as it does not listen,
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server may bind it as well
+        reserved.bind(("127.0.0.1", 0))
+        port: int = reserved.getsockname()[1]
+        async with listening(server, [f"tcp://127.0.0.1:{port}"], server_context(pki.ca, pki.cert, pki.key)):
+            yield port
 
 
 async def test_the_caller_over_tls_is_the_name_in_the_certificate(port: int, pki: Pki) -> None:
@@ -207,7 +213,7 @@ async def test_the_caller_over_tls_is_the_name_in_the_certificate(port: int, pki
 
 
 async def _tls_request(port: int, context: ssl.SSLContext, path: str = "/hello?size=1") -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         try:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n".encode())
@@ -233,7 +239,7 @@ async def test_tls_without_or_with_a_foreign_certificate(port: int, pki: Pki) ->
 
 
 async def test_plain_http_on_the_tls_port(port: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /hello HTTP/1.1\r\nHost: d\r\n\r\n")
         assert b"HTTP/1.1 200" not in await reader.read()
@@ -245,7 +251,7 @@ class TlsClient:
     """A blocking client that can half-close TLS, as Go's can: ssl's memory buffers on a socket."""
 
     def __init__(self, port: int, context: ssl.SSLContext) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="127.0.0.1")
         self._loop(self.tls.do_handshake)
@@ -308,8 +314,7 @@ async def test_half_close_over_tls(port: int, pki: Pki, version: ssl.TLSVersion)
     assert response.endswith(b"\r\n\r\nearly,late")
 
 
-async def test_half_close_by_the_server_over_tls(port: int, pki: Pki) -> None:
-    _HEARD.clear()
+async def test_half_close_by_the_server_over_tls(port: int, pki: Pki, heard: asyncio.Event) -> None:
     context = pki.client(pki.authority)
 
     def talk() -> bytes:
@@ -322,7 +327,7 @@ async def test_half_close_by_the_server_over_tls(port: int, pki: Pki) -> None:
             return received
 
     assert (await asyncio.to_thread(talk)).endswith(b"bye")
-    await asyncio.wait_for(_HEARD.wait(), 5)
+    await asyncio.wait_for(heard.wait(), PATIENCE_S)
 
 
 # The program.
@@ -354,7 +359,7 @@ async def test_the_program_serves_and_ends_in_order(fake: FakePortLayer, sockets
     assert (await HttpClient(path).get("/_ping")).body == b"OK"
     assert (await HttpClient(path).get("/v1.50/version")).json()["ApiVersion"] == "1.50"
     program.send_signal(number)
-    _, errors = await asyncio.wait_for(program.communicate(), 10)
+    _, errors = await asyncio.wait_for(program.communicate(), PATIENCE_S)
     assert program.returncode == 0, errors
     assert b"Traceback" not in errors
     assert not path.exists()
@@ -375,7 +380,7 @@ async def test_the_program_without_a_port_layer(sockets: Path) -> None:
     assert answer.status == 503
     assert "the port layer does not answer" in answer.json()["message"]
     program.terminate()
-    await asyncio.wait_for(program.communicate(), 10)
+    await asyncio.wait_for(program.communicate(), PATIENCE_S)
     assert program.returncode == 0
 
 
@@ -394,7 +399,7 @@ async def test_the_program_without_a_port_layer(sockets: Path) -> None:
 )
 async def test_the_program_refuses(arguments: list[str], message: bytes) -> None:
     program = await _program("--grpc", "unix:///nowhere", *arguments)
-    _, errors = await asyncio.wait_for(program.communicate(), 20)
+    _, errors = await asyncio.wait_for(program.communicate(), PATIENCE_S)
     assert program.returncode != 0
     assert message in errors
     assert b"Traceback" not in errors
@@ -417,5 +422,5 @@ async def test_the_program_raises_its_limit_of_descriptors(fake: FakePortLayer, 
             await stack.enter_async_context(HttpClient(path).raw())
         assert (await HttpClient(path).get("/_ping")).status == 200
     program.terminate()
-    await asyncio.wait_for(program.communicate(), 10)
+    await asyncio.wait_for(program.communicate(), PATIENCE_S)
     assert program.returncode == 0

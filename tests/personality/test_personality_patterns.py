@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from conftest import HttpClient
 from fake_portlayer import FakePortLayer
@@ -51,13 +49,13 @@ def test_broken_expressions(text: str, capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.timeout(60)
 def test_time_grows_with_the_text_alone() -> None:
-    started = time.monotonic()
+    """By trying all ways, one after the other, none of these would come to an end."""
     assert not glob("*a" * 1000 + "b").fullmatch("a" * 128)
     assert not expression("(a+)+$", "it").search("a" * 128 + "!")
     assert not expression("(a|aa)+$", "it").search("a" * 128 + "!")
     assert not expression("(.*a){20}b", "it").search("a" * 128)
-    assert time.monotonic() - started < 2
 
 
 async def test_lists_narrowed_by_them(http: HttpClient, fake: FakePortLayer) -> None:
