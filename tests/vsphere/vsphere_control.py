@@ -21,6 +21,7 @@ _EXTENSION = "front.tests"
 # Tasks are made in an extension's name, as programs beside vCenter make theirs.
 _TASK_TYPE = f"{_EXTENSION}.task"
 RECONFIGURATION = f"{_EXTENSION}.reconfigure"
+POWERING_ON = f"{_EXTENSION}.powerOn"
 _LOOK_S = 0.01
 _TASK_END_S = 60.0
 
@@ -169,7 +170,9 @@ class Control:
                 version="1",
                 description=description,
                 lastHeartbeatTime=datetime.datetime.now(datetime.UTC),
-                taskList=[vim.Extension.TaskTypeInfo(taskID=kind) for kind in (_TASK_TYPE, RECONFIGURATION)],
+                taskList=[
+                    vim.Extension.TaskTypeInfo(taskID=kind) for kind in (_TASK_TYPE, RECONFIGURATION, POWERING_ON)
+                ],
             )
         )
 

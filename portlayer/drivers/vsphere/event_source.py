@@ -197,8 +197,8 @@ def _words(event: Any, kind: str, user: str) -> dict[str, str]:
     said = {name: getattr(thing, "name", None) for name, thing in named.items()}
     said |= {name: getattr(event, name, None) for name in ("from", "to", "oldName", "newName")}
     said |= {"event": kind, "operation": _OPERATIONS.get(kind), "user": user if user not in _NOBODY else None}
-    words = {name: _plain(text, MAX_NAME) for name, text in said.items() if text}
-    if message := _plain(_message(event), MAX_MESSAGE):
+    words = {name: plain(text, MAX_NAME) for name, text in said.items() if text}
+    if message := plain(_message(event), MAX_MESSAGE):
         words["message"] = message
     return words
 
@@ -208,7 +208,7 @@ def _message(event: Any) -> str:
     return next((str(text) for text in candidates if text), "")
 
 
-def _plain(text: Any, most: int) -> str:
+def plain(text: Any, most: int) -> str:
     """On one line, without control characters."""
     line = " ".join(str(text).split())
     return "".join(letter for letter in line if letter.isprintable())[:most]

@@ -20,6 +20,8 @@ DEVICES = "config.hardware.device"
 TASKS = "recentTask"
 # In what vSphere calls tasks of ReconfigVM_Task (VirtualMachine.reconfigure).
 RECONFIGURATION = "reconfig"
+# In what it calls tasks of PowerOnVM_Task (VirtualMachine.powerOn).
+POWERING_ON = "powerOn"
 _TASK_STATE, _TASK_KIND = "info.state", "info.descriptionId"
 _STATES = {
     "poweredOn": PowerState.RUNNING,
@@ -141,10 +143,20 @@ async def settled(session: Session, entity: Any, kind: str = "") -> None:
 
     Raises when they cannot be asked for.
     """
-    recent = (await session.read([entity], [TASKS])).get(entity, {}).get(TASKS, ())
+    recent = await _recent(session, entity)
     while going_on := await under_way(session, recent, kind):
         for task in going_on:
             await quietly(session.tasks.outcome(task, "an earlier attempt"), "waiting for it")
+
+
+async def call_off(session: Session, entity: Any, kind: str) -> None:
+    """Asks vSphere to give up the tasks, of that kind, that it has with an entity now. Some cannot be."""
+    for task in await under_way(session, await _recent(session, entity), kind):
+        await quietly(session.call(task.CancelTask, what="calling a task off"), "it goes on")
+
+
+async def _recent(session: Session, entity: Any) -> list[Any]:
+    return list((await session.read([entity], [TASKS])).get(entity, {}).get(TASKS, ()))
 
 
 async def under_way(session: Session, tasks: Collection[Any], kind: str = "") -> list[Any]:

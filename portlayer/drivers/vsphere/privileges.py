@@ -131,6 +131,13 @@ LEAST: Final = (
         "VMs are not marked as managed by a VCH",
     ),
     Privilege(
+        "Global.CancelTask",
+        "Global > Cancel task",
+        Place.DATACENTER,
+        "a power-on that waits for an answer to vSphere's question",
+        "it goes on with the answer, long after its `docker start` has failed",
+    ),
+    Privilege(
         "Resource.AssignVMToPool",
         "Resource > Assign virtual machine to resource pool",
         Place.POOL,

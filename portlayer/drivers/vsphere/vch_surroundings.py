@@ -6,6 +6,7 @@ words for people.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -14,7 +15,16 @@ from pyVmomi import vim
 
 from portlayer.drivers.base import DiskNames, MachineSpec, MachineUsage, PowerState
 from portlayer.drivers.guest_image import GuestImage
-from portlayer.drivers.vsphere import config_spec, hosts, once, removal, virtual_machines, vmdk
+from portlayer.drivers.vsphere import (
+    config_spec,
+    hosts,
+    once,
+    operations,
+    questions,
+    removal,
+    virtual_machines,
+    vmdk,
+)
 from portlayer.drivers.vsphere.background import Background
 from portlayer.drivers.vsphere.config_spec import Hardware
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
@@ -28,10 +38,12 @@ from portlayer.drivers.vsphere.roster import Roster
 from portlayer.drivers.vsphere.serial import Concentrator
 from portlayer.drivers.vsphere.session import Session
 from portlayer.drivers.vsphere.virtual_machines import VirtualMachines
-from portlayer.errors import DriverError, NotFoundError, PortLayerError
+from portlayer.errors import ConflictError, DriverError, NotFoundError, PortLayerError
 
 # Between questions to a vCenter that does not answer, seconds; each of them has been tried for some time.
 _ASK_AGAIN_S = 5.0
+# For a power-on that was called off to end, seconds.
+_CALL_OFF_S = 10.0
 _MAX_LINE = 300  # characters
 _log = logging.getLogger(__name__)
 
@@ -106,17 +118,41 @@ class VchSurroundings:
         return await self._power.of(vm, name)
 
     async def power_on(self, vm: Any, name: str) -> None:
-        """Through the datacenter where DRS is to choose the host. ExhaustedError when admission control refuses."""
+        """Through the datacenter where DRS is to choose the host. ExhaustedError when admission control refuses.
+
+        ConflictError, which says what is asked, when vSphere asks something first, and nobody answers.
+        """
         what = f"powering on the VM {name}"
         try:
             if self._placement.drs_enabled:
-                await self._power_on_by_drs(vm, what)
+                await self._unless_asked(vm, what, self._power_on_by_drs(vm, what))
             else:
                 # Where a host was named: a cluster's DRS would choose another one if it were left out.
-                await self._session.run(vm.PowerOnVM_Task, self._placement.site.host, what=what)
+                host = self._placement.site.host
+                await self._unless_asked(vm, what, self._session.run(vm.PowerOnVM_Task, host, what=what))
         except PortLayerError as error:
             if not caused_by(error, vim.fault.InvalidPowerState):
                 raise
+
+    async def _unless_asked(self, vm: Any, what: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Powers on by `work`, which is called off when that takes somebody's answer."""
+        working = asyncio.create_task(work)
+        asked = asyncio.create_task(self._vms.asked(vm))
+        try:
+            await asyncio.wait((working, asked), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                await working
+                return
+            await operations.quietly(operations.call_off(self._session, vm, operations.POWERING_ON), what)
+            await asyncio.wait((working,), timeout=_CALL_OFF_S)
+            if working.done() and working.exception() is None:
+                return  # it was answered just now
+            then = "power it on there, answer, and it starts" if working.done() else "answer there, and it starts"
+            question = questions.words(asked.result())
+            raise ConflictError(f"{what}: vCenter asks, and nobody has answered: {question}: {then}")
+        finally:
+            working.cancel()
+            asked.cancel()
 
     async def _power_on_by_drs(self, vm: Any, what: str) -> None:
         # In a cluster whose DRS only recommends, nothing would be powered on but by an administrator.

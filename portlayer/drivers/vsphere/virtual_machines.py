@@ -13,9 +13,10 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from portlayer.drivers.vsphere import views
+from portlayer.drivers.vsphere import questions, views
 from portlayer.drivers.vsphere.faults import caused_by
 from portlayer.drivers.vsphere.operations import POWER
+from portlayer.drivers.vsphere.questions import QUESTION
 from portlayer.drivers.vsphere.session import Session
 from portlayer.errors import NotFoundError, PortLayerError
 
@@ -25,7 +26,9 @@ PARENT = "parent"
 ON = "poweredOn"
 CONNECTION = "runtime.connectionState"
 CHANGE_VERSION = "config.changeVersion"
-_PATHS = [NAME, PARENT, POWER, CONNECTION, CHANGE_VERSION]
+_PATHS = [NAME, PARENT, POWER, CONNECTION, CHANGE_VERSION, QUESTION]
+# For somebody to answer what vSphere asks about a VM, seconds.
+ANSWER_S = 10.0
 # Between looks for VMs when vCenter does not answer, seconds; each of them has been tried for some time.
 _LOOK_AGAIN_S = 5.0
 _Collector = vmodl.query.PropertyCollector
@@ -76,6 +79,16 @@ class VirtualMachines:
         """Set at the next change of this VM, or when it goes. Ask before looking at what may change."""
         return self._changes.setdefault(vm._moId, asyncio.Event())
 
+    async def asked(self, vm: vim.VirtualMachine) -> Any:
+        """Waits until vSphere asks something about this VM, and for some time nobody answers. Gives the question."""
+        while True:
+            change, question = self.change(vm), self.known(vm, QUESTION)
+            try:
+                async with asyncio.timeout(None if question is None else ANSWER_S):
+                    await change.wait()
+            except TimeoutError:
+                return question
+
     def follow(self, vms: Sequence[vim.VirtualMachine]) -> None:
         """Follows VMs that are not in the folder, as soon as vSphere can be asked."""
         for vm in vms:
@@ -94,7 +107,12 @@ class VirtualMachines:
         before = dict(self._known.get(key, {}))
         now = self._known.setdefault(key, {})
         self._objects[key] = update.obj
+        if update.kind == _Collector.ObjectUpdate.Kind.enter:
+            now.pop(QUESTION, None)  # a complete picture has none when nothing is asked any more
         now |= {change.name: change.val for change in update.changeSet or ()}
+        if (question := now.get(QUESTION)) is not None and before.get(QUESTION) is None:
+            told = questions.words(question)
+            _log.warning("the VM %s stands still until somebody answers in vCenter: %s", now.get(NAME, key), told)
         self._tell(key, update.obj, before, now)
 
     def complete(self) -> None:
