@@ -21,7 +21,8 @@ from vch.settings import Settings
 _READY = b"ready\n"
 # What a detached supervisor writes on its way out; the next VCH begins it anew.
 _WORDS = "vch.err"
-_END_SECONDS = 40.0
+# More than its parts may take, one after the other.
+_END_SECONDS = 90.0
 # What the supervisor may take for itself, on a busy machine, beside its parts.
 _HANG_SECONDS = 30.0
 

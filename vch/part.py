@@ -15,7 +15,9 @@ from vch.passwords import environment, filled_pipe, password_arguments
 _READY = b"ready\n"
 # How a part begins its last line, when it knows why it ends.
 _REASON = "Error: "
-_GRACE_SECONDS = 10.0
+# More than a port layer takes at most, with calls to end and clones to remove: what it leaves when it is killed stays
+# until the next `vch up`.
+_GRACE_SECONDS = 30.0
 # The kernel ends the child when the supervisor is killed, so none is left behind. Python code between fork and exec
 # (preexec_fn) could do that as well, but is not safe next to other threads, and gRPC has some.
 _END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")

@@ -16,6 +16,7 @@ import pytest
 from qemu_machines import PATIENCE_S, all_ended, descriptors
 
 from portlayer.drivers.qemu import command, process
+from portlayer.drivers.qemu.instance import Instance
 
 MACHINE = "ab" * 32
 # Stands for QEMU: writes its pid where QEMU would, and says so.
@@ -69,6 +70,17 @@ async def test_one_that_ignores_the_request_is_killed(directory: Path, monkeypat
     with process.running(directory) as pidfd:
         assert pidfd is not None
         await process.end(pidfd)
+
+
+async def test_one_that_is_of_no_use_to_anybody_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port layer ends several clones that wait when it ends, and has little time for that."""
+    monkeypatch.setattr(process, "_GRACE_SECONDS", 3600.0)
+    (tmp_path / "clone").mkdir()
+    await start(tmp_path / "clone", extra="signal.signal(signal.SIGTERM, signal.SIG_IGN)")
+    async with asyncio.timeout(PATIENCE_S):
+        await Instance(tmp_path / "clone", "a clone").remove()
+    assert not (tmp_path / "clone").exists()
+    await all_ended(tmp_path)
 
 
 async def test_cancelled_wait_leaves_no_descriptor(directory: Path) -> None:

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 from vch_program import PATIENCE_S, Program
 
+from portlayer import server
+from portlayer.instantclone import clones
+from vch import launch, part
+
 
 def _status(vch: Program) -> tuple[int, dict[str, Any]]:
     done = vch.run("status", "--json")
@@ -241,3 +245,9 @@ def _ended(pidfd: int) -> None:
     """Waits for a process that is no child of this one."""
     assert select.select([pidfd], [], [], PATIENCE_S)[0]
     os.close(pidfd)
+
+
+def test_a_part_has_more_time_to_end_than_it_takes_at_most() -> None:
+    """Else the port layer of a busy machine is killed while it ends clones, which then stay."""
+    assert part._GRACE_SECONDS > server._GRACE_S + clones._CLOSE_S
+    assert launch._END_SECONDS > 2 * part._GRACE_SECONDS

@@ -117,8 +117,10 @@ class Instance:
         return process.kill(self.directory)
 
     async def remove(self) -> None:
-        """Ends QEMU, and whatever else works in its directory, and removes that."""
-        await self.end()
+        """Kills QEMU, whose guest is of no use to anybody, and removes its directory with whatever else works there."""
+        if (pidfd := self.kill()) is not None:
+            await process.wait_gone(pidfd)
+        await self.release()
         await process.end_all_below(self.directory)
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
