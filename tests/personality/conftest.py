@@ -192,9 +192,9 @@ async def docker_socket(server: Server, sockets: Path) -> AsyncIterator[Path]:
         yield path
 
 
-@pytest.fixture
-def patient_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For clients that send more than is read: however long that takes, their connection is not cut meanwhile."""
+@pytest.fixture(autouse=True)
+def _patient_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long clients take for the last bytes, or to send what nobody reads, they are not cut off meanwhile."""
     monkeypatch.setattr(wire, "_LINGER_S", PATIENCE_S)
 
 

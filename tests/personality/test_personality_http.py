@@ -215,7 +215,7 @@ async def test_malformed_requests(http: HttpClient, data: bytes) -> None:
 
 @pytest.mark.parametrize("size", [200_000, 3_000_000])
 @pytest.mark.parametrize("whole", [True, False])
-async def test_huge_headers(http: HttpClient, patient_linger: None, whole: bool, size: int) -> None:
+async def test_huge_headers(http: HttpClient, whole: bool, size: int) -> None:
     """The client sends far more than the server will read; it must see the answer, not a reset."""
     data = b"GET /wait HTTP/1.1\r\nHost: d\r\nX-Long: " + b"x" * size + (b"\r\n\r\n" if whole else b"")
     head, body = _split(await _exchange(http, data, eof=False))
@@ -288,7 +288,7 @@ async def test_a_client_that_waits_to_be_asked_and_is_refused(http: HttpClient) 
     assert b"connection: close" in response.lower()
 
 
-async def test_refused_upload_still_tells_why(http: HttpClient, patient_linger: None) -> None:
+async def test_refused_upload_still_tells_why(http: HttpClient) -> None:
     """The client sends far more than the server will read; it must see the answer, not a reset."""
     answer = await http.request("POST", "/upload", query={"refuse": 1}, data=b"x" * 3_000_000)
     assert (answer.status, answer.json()) == (403, {"message": "not wanted"})

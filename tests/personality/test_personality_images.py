@@ -211,9 +211,7 @@ async def test_load_whose_body_is_broken(http: HttpClient, fake: FakePortLayer) 
     await fake.until_cancelled("LoadImages")
 
 
-async def test_load_that_the_port_layer_refuses_early(
-    http: HttpClient, fake: FakePortLayer, patient_linger: None
-) -> None:
+async def test_load_that_the_port_layer_refuses_early(http: HttpClient, fake: FakePortLayer) -> None:
     fake.fail("LoadImages", grpc.StatusCode.RESOURCE_EXHAUSTED, "no space left")
     answer = await http.request("POST", "/images/load", data=bytes(8 << 20))
     assert (answer.status, answer.json()) == (500, {"message": "no space left"})
