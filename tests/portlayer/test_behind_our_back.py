@@ -102,7 +102,8 @@ async def test_a_removed_vm_is_a_removed_container(host: Host) -> None:
         await machine.power_off()
         shutil.rmtree(machine.directory)
         host.driver.tell(MachineChange(container.id, Change.GONE))
-        await until(container.removed.done)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.shield(container.removed)  # not until it is done: who forgets it is called after that
         try:
             found = host.manager.get(container.id)
         except NotFoundError:
