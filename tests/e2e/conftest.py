@@ -120,7 +120,7 @@ def vch() -> Iterator[Vch]:
             vch = bring_up(state, *options)
             yield vch
             vch.run("down", "--force")
-        assert not machines(state)
+        eventually(lambda: not machines(state))
         assert not list((state / "machines").iterdir())
         assert not list(state.glob("*.sock"))
     finally:
@@ -196,12 +196,12 @@ def forget(docker: Docker) -> Iterator[None]:
         docker("rm -f", *made)
 
 
-def eventually(condition: Callable[[], object], within_s: float = 30) -> None:
-    """Waits for something that has no event to wait for."""
+def eventually(condition: Callable[[], object], within_s: float = CALL_TIMEOUT_S, pause_s: float = 0.05) -> None:
+    """Waits for something that has no event to wait for; looks every `pause_s`."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 def templates(vch: Vch) -> list[system_pb2.Template]:
@@ -211,4 +211,4 @@ def templates(vch: Vch) -> list[system_pb2.Template]:
 
 
 def await_template(vch: Vch) -> None:
-    eventually(lambda: any(one.state == system_pb2.Template.STATE_READY for one in templates(vch)), within_s=120)
+    eventually(lambda: any(one.state == system_pb2.Template.STATE_READY for one in templates(vch)), within_s=300)

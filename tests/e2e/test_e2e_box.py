@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import Docker, eventually
+from conftest import CALL_TIMEOUT_S, Docker, eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.everywhere]
 
@@ -97,9 +97,20 @@ def test_rm_of_what_runs(docker: Docker, box: str) -> None:
     assert "container is running" in docker("rm", box, code=1).err
 
 
+def read_until(client: subprocess.Popen[bytes], text: bytes) -> None:
+    """Takes in what a client shows until the text is there."""
+    assert client.stdout is not None
+    seen = b""
+    while text not in seen:
+        piece = os.read(client.stdout.fileno(), 4096)
+        assert piece, seen
+        seen += piece
+
+
 def test_several_clients_see_the_same(docker: Docker, environment: dict[str, str]) -> None:
     """And one that detaches with its keys leaves the container alone."""
-    script = "read line; echo got $line; sleep 1000"
+    # It says so as long as it waits: a client that has heard it hears all that comes.
+    script = "while ! read -t 1 line; do echo waiting; done; echo got $line; sleep 1000"
     docker("run -dit --name shared busybox sh -c", script)
     try:
         clients = [
@@ -111,7 +122,8 @@ def test_several_clients_see_the_same(docker: Docker, environment: dict[str, str
             )
             for _ in range(2)
         ]
-        time.sleep(1)
+        for process in clients:
+            read_until(process, b"waiting")
         typing = subprocess.Popen(
             ["script", "-qec", "docker attach shared", "/dev/null"],
             stdin=subprocess.PIPE,
@@ -119,17 +131,14 @@ def test_several_clients_see_the_same(docker: Docker, environment: dict[str, str
             env=environment,
         )
         assert typing.stdin is not None
-        time.sleep(1)
+        read_until(typing, b"waiting")
         typing.stdin.write(b"hello\n")
         typing.stdin.flush()
         for process in clients:
-            assert process.stdout is not None
-            seen = b""
-            while b"got hello" not in seen:
-                seen += os.read(process.stdout.fileno(), 4096)
+            read_until(process, b"got hello")
         typing.stdin.write(b"\x10\x11")
         typing.stdin.flush()
-        screen, _ = typing.communicate(timeout=30)
+        screen, _ = typing.communicate(timeout=CALL_TIMEOUT_S)
         assert b"read escape sequence" in screen
         assert docker("inspect -f {{.State.Running}} shared").out == "true\n"
         for process in clients:
@@ -146,7 +155,7 @@ def test_a_client_that_vanishes_costs_nothing(docker: Docker, box: str, environm
         env=environment,
     )
     assert process.stdout is not None
-    process.stdout.read(1 << 20)
+    process.stdout.read(1 << 16)
     process.kill()
     process.communicate()
     docker("exec", box, "true")

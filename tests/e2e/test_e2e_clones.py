@@ -55,7 +55,7 @@ def up(vch: Vch, *options: str, guest_image: Path = GUEST_IMAGE) -> None:
 
 def test_containers_are_clones_and_say_so(docker: Docker, loaded: Vch, forget: None) -> None:
     await_template(loaded)
-    eventually(lambda: templates(loaded)[0].pooled > 0, within_s=60)
+    eventually(lambda: templates(loaded)[0].pooled > 0)
     begin = int(time.time())  # whole seconds, downwards: a start takes less than the half that rounding may add
     docker("run --name quick busybox true")
     assert how_started(docker, "quick") == "pooled"
@@ -101,6 +101,7 @@ def test_no_two_clones_are_alike(docker: Docker, client: docker_py.DockerClient,
         assert uptime > 0
 
 
+@pytest.mark.timeout(1800)  # as most take one VCH, and others several
 def test_the_comparison_finds_an_agent_that_does_not_reseed(tmp_path: Path) -> None:
     guest_image = without_reseed(GUEST_IMAGE, tmp_path / "guest-image")
     # The kernel's generator also reseeds itself, at a moment that depends on when the template was frozen.
@@ -131,6 +132,7 @@ def exists(state: Path, pattern: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # seven times as long as a VM takes to boot
 def test_a_port_layer_killed_at_any_step_leaves_nothing_half_made() -> None:
     """Killed while it makes a template, clones, rehearses, fills the pool; each next one clears up and begins again."""
     steps = (
@@ -147,10 +149,11 @@ def test_a_port_layer_killed_at_any_step_leaves_nothing_half_made() -> None:
             if step.startswith("templates"):
                 forget_templates(vch)
             up(vch)
-            eventually(lambda step=step: exists(vch.state, step), within_s=120)  # type: ignore[misc]
+            # Some last for moments.
+            eventually(lambda step=step: exists(vch.state, step), within_s=300, pause_s=0.005)  # type: ignore[misc]
         kill(vch)
         up(vch)
-        eventually(lambda: templates(vch)[0].pooled == 4, within_s=120)
+        eventually(lambda: templates(vch)[0].pooled == 4, within_s=300)
         assert len(list((vch.state / "clones").iterdir())) == len(machines(vch.state)) == 4
         assert len(list((vch.state / "templates").iterdir())) == 1
         container = client.containers.run("busybox", ["true"], detach=True)
@@ -163,7 +166,7 @@ def kill(vch: Vch) -> None:
     """SIGKILL for the port layer; its supervisor ends then."""
     main = psutil.Process(vch.main_pid)
     os.kill(vch.pid("portlayer"), signal.SIGKILL)
-    main.wait(60)
+    main.wait(CALL_TIMEOUT_S)
 
 
 def forget_templates(vch: Vch) -> None:

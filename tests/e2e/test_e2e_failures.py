@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -58,12 +59,10 @@ def test_a_hung_vm_hangs_nobody(docker: Docker, loaded: Vch, box: str, environme
     os.kill(vm_pid(loaded, docker, "hung"), signal.SIGSTOP)
     waiting = subprocess.Popen(["docker", "exec", "hung", "true"], env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        began = time.monotonic()
         assert "hung" in docker("ps --format {{.Names}}").out.split()
         assert docker("inspect -f {{.State.Status}} hung").out == "running\n"
         assert docker(f"exec {box} echo well").out == "well\n"
         docker("stop -t 1 hung")
-        assert time.monotonic() - began < 60
         assert docker("inspect -f {{.State.ExitCode}} hung").out == "137\n"
         assert waiting.wait(CALL_TIMEOUT_S) != 0
     finally:
@@ -102,7 +101,19 @@ def own_vch(state: Path, *options: str) -> Iterator[Vch]:
         vch.run("down", "--force", check=False)
         for process in machines(state):
             process.kill()
-            process.wait(30)
+            process.wait(CALL_TIMEOUT_S)
+
+
+def filled(ballast: Path, leave: int) -> bool:
+    """Takes all but `leave` bytes of the file system, if nobody else takes of them at the same moment."""
+    with ballast.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(ballast.parent).free - leave)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return False
+    return True
 
 
 def test_a_full_disk_stops_guests_and_is_survived(small_disk: Path) -> None:
@@ -119,12 +130,13 @@ def test_a_full_disk_stops_guests_and_is_survived(small_disk: Path) -> None:
             return done.stdout + done.stderr
 
         docker("load", "-i", str(BUSYBOX))
-        fill = "dd if=/dev/urandom of=/big bs=1M count=64 2>/dev/null; sync; echo written; sleep 100000"
-        writer = docker("run", "-d", "busybox", "sh", "-c", "read -t 5 _; " + fill).strip()
+        write = "dd if=/dev/urandom of=/big bs=1M count=64 2>/dev/null; sync; echo written; sleep 100000"
+        told = "until [ -e /told ]; do sleep 0.1; done; "
+        writer = docker("run", "-d", "busybox", "sh", "-c", told + write).strip()
         ballast = small_disk / "ballast"
-        with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - 24 * MIB)
-        eventually(lambda: writer[:12] in docker("info", "-f", "{{json .DriverStatus}}"), within_s=60)
+        eventually(lambda: filled(ballast, leave=24 * MIB))
+        docker("exec", writer, "touch", "/told")
+        eventually(lambda: writer[:12] in docker("info", "-f", "{{json .DriverStatus}}"))
         assert "Up" in docker("ps", "--format", "{{.Status}}")
         before = set((small_disk / "s/machines").iterdir())
         assert "no space" in docker("create", "busybox", code=1).lower()
@@ -132,9 +144,8 @@ def test_a_full_disk_stops_guests_and_is_survived(small_disk: Path) -> None:
         assert len(docker("ps", "-aq").split()) == 1
         assert "written" not in docker("logs", writer)
         ballast.unlink()
-        eventually(lambda: "written" in docker("logs", writer), within_s=60)
-        with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free)
+        eventually(lambda: "written" in docker("logs", writer))
+        eventually(lambda: filled(ballast, leave=0))
         docker("rm", "-f", writer)
         assert docker("ps", "-aq") == ""
 
@@ -168,16 +179,17 @@ class PortLayer:
         process = types_pb2.ProcessConfig(cmd=["sleep", "100000"])
         spec = types_pb2.ContainerSpec(image="busybox", process=process)
         request = ex.CreateContainerRequest(request_id=uuid.uuid4().hex, name=name, spec=spec)
-        return self.execution.CreateContainer(request, timeout=60).container.id
+        return self.execution.CreateContainer(request, timeout=CALL_TIMEOUT_S).container.id
 
     def names(self) -> dict[str, str]:
-        listed = self.execution.ListContainers(ex.ListContainersRequest(), timeout=60).containers
+        listed = self.execution.ListContainers(ex.ListContainersRequest(), timeout=CALL_TIMEOUT_S).containers
         return {one.name: types_pb2.ContainerStatus.Name(one.state.status) for one in listed}
 
     def remove(self, name: str) -> None:
-        self.execution.RemoveContainer(ex.RemoveContainerRequest(container=name, force=True), timeout=60)
+        self.execution.RemoveContainer(ex.RemoveContainerRequest(container=name, force=True), timeout=CALL_TIMEOUT_S)
 
 
+@pytest.mark.timeout(1800)  # ten lives
 def test_a_port_layer_killed_at_any_moment_leaves_nothing_half_made() -> None:
     """Making, starting and removing, cut short ten times: what was promised is there, what is there is whole."""
     state = Path(tempfile.mkdtemp(prefix="vch-kill-"))
@@ -209,8 +221,7 @@ def _interrupted(state: Path, turn: int, promised: set[str], after_s: float) -> 
         half_done = {"CONTAINER_STATUS_STARTING", "CONTAINER_STATUS_REMOVING"}
         eventually(lambda: not half_done & set(layer.names().values()))
         eventually(lambda: len(list((state / "machines").iterdir())) == len(layer.names()))
-        running = [name for name, status in layer.names().items() if status == "CONTAINER_STATUS_RUNNING"]
-        eventually(lambda: len(containers(state)) == len(running))
+        eventually(lambda: len(containers(state)) == list(layer.names().values()).count("CONTAINER_STATUS_RUNNING"))
         removals = [ex.RemoveContainerRequest(container=name, force=True) for name in layer.names()]
         began = time.monotonic()
         calls = [layer.execution.RemoveContainer.future(request) for request in removals]

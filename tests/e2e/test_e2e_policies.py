@@ -21,6 +21,7 @@ def test_a_failing_container_is_started_again_and_its_health_is_watched(docker: 
     def listed() -> str:
         return docker("ps -a --filter name=keeper --format", "{{.Status}}").out.strip()
 
+    eventually(lambda: docker("logs keeper").out == "up\n")  # it heeds signals
     eventually(lambda: "(unhealthy)" in listed())
     docker("exec keeper touch /well")
     eventually(lambda: "(healthy)" in listed())

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ON_VSPHERE, Docker, eventually
+from conftest import CALL_TIMEOUT_S, ON_VSPHERE, Docker, eventually
 
 pytestmark = [pytest.mark.vm, pytest.mark.everywhere, pytest.mark.usefixtures("forget")]
 
@@ -92,7 +92,7 @@ def test_a_terminal(docker: Docker, environment: dict[str, str]) -> None:
 
     def until(text: bytes) -> None:
         nonlocal screen
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + CALL_TIMEOUT_S
         while text not in screen:
             assert time.monotonic() < deadline, screen
             if select.select([master], [], [], 1)[0]:
@@ -102,7 +102,7 @@ def test_a_terminal(docker: Docker, environment: dict[str, str]) -> None:
     os.write(master, b"stty size; tty; echo $TERM; exit 5\n")
     until(b"30 91")
     until(b"/dev/pts/0")
-    assert process.wait(60) == 5
+    assert process.wait(CALL_TIMEOUT_S) == 5
     os.close(master)
 
 

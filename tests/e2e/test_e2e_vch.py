@@ -101,13 +101,17 @@ def test_the_second_vch_on_a_state_directory_says_so(loaded: Vch) -> None:
 
 def test_a_killed_port_layer_loses_nothing(docker: Docker, loaded: Vch) -> None:
     """kill -9 while a container writes and another ends; a new VCH finds both."""
-    counting = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 11"
+    counting = (
+        "until [ -e /told ]; do sleep 0.1; done; "
+        "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 11"
+    )
     docker("run -d --name lasting busybox sleep 100000")
     docker("run -d --name counting busybox sh -c", counting)
     # Of these two alone: machines of earlier tests may still be on their way out.
     running = {vm_pid(loaded, docker, name) for name in ("counting", "lasting")}
-    main = loaded.main_pid
-    os.kill(loaded.pid("portlayer"), signal.SIGKILL)
+    main, portlayer = loaded.main_pid, loaded.pid("portlayer")
+    docker("exec counting touch /told")  # not before, as the rest may take longer than counting does
+    os.kill(portlayer, signal.SIGKILL)
     eventually(lambda: not _alive(main))
     assert json.loads(loaded.run("status", "--json", check=False).out)["up"] is False
     assert running <= {process.pid for process in machines(loaded.state)}
