@@ -118,12 +118,9 @@ def site(front: Front, tmp_path: Path) -> Iterator[Site]:
         yield site
         site.close()
         front.clear()
-        folder = site.plain.content.searchIndex.FindByInventoryPath(site.path)
-        for vm in folder.childEntity if folder else ():
-            if vm.runtime.powerState != "poweredOff":
-                outcome(vm.PowerOffVM_Task())
-            outcome(vm.Destroy_Task())
-        if folder:
+        front.settle()
+        site.plain.clear()
+        if (folder := site.plain.content.searchIndex.FindByInventoryPath(site.path)) is not None:
             outcome(folder.Destroy_Task())
         shutil.rmtree(front.simulator.datastore_dir() / site.folder)
 

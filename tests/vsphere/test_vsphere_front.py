@@ -41,10 +41,8 @@ def plain(front: Front) -> Iterator[Plain]:
         yield plain
     front.clear()
     with front.connected() as instance:
-        plain = Plain(instance)
-        for name in plain.machines():
-            if name not in before:
-                plain.remove(name)
+        front.settle()
+        Plain(instance).clear(kept=before)
 
 
 def folder(front: Front, method: str, path: str, body: bytes | None = None, cookie: str = "") -> tuple[int, bytes]:

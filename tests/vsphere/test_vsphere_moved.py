@@ -73,8 +73,8 @@ class Site:
 
     def clear(self) -> None:
         self.front.clear()
-        for name in self.plain.machines():
-            self.plain.remove(name)
+        self.front.settle()
+        self.plain.clear()
         outcome(self.other.Destroy_Task())
         shutil.rmtree(self.front.simulator.datastore_dir() / FOLDER, ignore_errors=True)
 

@@ -85,8 +85,8 @@ class Bench:
                     yield cls(front, plain, driver, state_dir)
                     front.clear()
             finally:
-                for name in plain.machines():
-                    plain.remove(name)
+                front.settle()
+                plain.clear()
                 shutil.rmtree(front.simulator.datastore_dir() / own_name(WHO.name, WHO.id), ignore_errors=True)
 
     def spec(self) -> MachineSpec:

@@ -66,18 +66,31 @@ class Plain:
         return sorted(self.vms())
 
     def remove(self, name: str) -> None:
-        machine = self.vms()[name]
-        if machine.runtime.powerState != vim.VirtualMachine.PowerState.poweredOff:
-            outcome(machine.PowerOffVM_Task())
-        outcome(machine.Destroy_Task())
+        _remove(self.vms()[name])
+
+    def clear(self, kept: Iterable[str] = ()) -> None:
+        """Removes all machines but those; some may go by themselves meanwhile."""
+        for machine in self._all():
+            with contextlib.suppress(vmodl.fault.ManagedObjectNotFound):
+                if machine.name not in kept:
+                    _remove(machine)
 
     def vms(self) -> dict[str, Any]:
         """All machines by their names, in whatever folder."""
+        return by_name(self._all())
+
+    def _all(self) -> list[Any]:
         view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [vim.VirtualMachine], True)
         try:
-            return by_name(view.view)
+            return list(view.view)
         finally:
             view.DestroyView()
+
+
+def _remove(machine: Any) -> None:
+    if machine.runtime.powerState != vim.VirtualMachine.PowerState.poweredOff:
+        outcome(machine.PowerOffVM_Task())
+    outcome(machine.Destroy_Task())
 
 
 def by_name(things: Iterable[Any]) -> dict[str, Any]:
