@@ -199,8 +199,9 @@ def pki(tmp_path: Path) -> Pki:
 
 @pytest.fixture
 async def port(server: Server, pki: Pki) -> AsyncIterator[int]:
-    with socket.socket() as reserved:  # bound meanwhile, so that nobody else is given the port; as it does not listen,
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server may bind it as well
+    with socket.socket() as reserved:
+        # Nobody else is given a port that is bound; the server may bind it as well, since this does not listen.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         port: int = reserved.getsockname()[1]
         async with listening(server, [f"tcp://127.0.0.1:{port}"], server_context(pki.ca, pki.cert, pki.key)):
