@@ -10,8 +10,9 @@ from pyVmomi import vim
 from vsphere_plain import outcome
 from vsphere_site import Site, make_guest_image, spec
 from vsphere_trouble import cut_after, fail_task
-from vsphere_waiting import until
+from vsphere_waiting import PATIENCE_S, settled, until
 
+from portlayer.drivers import uninterrupted
 from portlayer.errors import AlreadyExistsError, DriverError, ExhaustedError, NotFoundError
 
 
@@ -70,7 +71,8 @@ async def test_what_somebody_removed_of_a_datastore_is_brought_anew(site: Site) 
         assert len(await driver.list()) == 1
 
 
-async def test_a_cancelled_creation_leaves_nothing(site: Site) -> None:
+async def test_a_cancelled_creation_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uninterrupted, "_PATIENCE_S", PATIENCE_S)
     async with site.driver() as driver:
         for wait_s in (0.0, 0.02, 0.05, 0.1):
             creation = asyncio.ensure_future(driver.create(spec(), b"record"))
@@ -90,7 +92,7 @@ async def test_a_new_guest_image_is_booted_from_then_on_and_the_old_one_goes(sit
         await machine.power_on()
     make_guest_image(site.guest_image, b"newer")
     async with site.driver() as driver:
-        await driver.close()  # what nobody waits for is done
+        await settled(driver)
         [machine] = await driver.list()
         assert len(isos(site)) == 1  # the VM that runs still has it
         await machine.power_off()
@@ -101,7 +103,7 @@ async def test_a_new_guest_image_is_booted_from_then_on_and_the_old_one_goes(sit
         )
         assert {Path(booted).stem} < isos(site)
     async with site.driver() as driver:
-        await driver.close()
+        await settled(driver)
         assert {Path(booted).stem} == isos(site)
 
 

@@ -12,6 +12,7 @@ from pyVmomi import vim, vmodl
 from vsphere_front import Action, Front
 from vsphere_machines import Bench
 from vsphere_trouble import cut_after, cut_before, drop_session, fail_task, fail_task_after, restart, unavailable
+from vsphere_waiting import settled
 
 from portlayer.drivers.base import Machine, Shape
 from portlayer.drivers.vsphere import cloning, extra_config
@@ -69,7 +70,7 @@ FULL = vim.fault.NoDiskSpace(msg="LocalDS_0 is full", datastore="LocalDS_0")
 async def test_trouble_at_every_call(bench: Bench, name: str, trouble: str) -> None:
     operation = OPERATIONS[name]
     undisturbed = await bench.machine(running=operation.running)
-    await bench.settled()
+    await settled(bench.driver)
     bench.front.clear()
     await operation.run(undisturbed)
     calls = set(bench.front.calls) - _FOLLOWING
@@ -88,11 +89,11 @@ async def test_trouble_at_every_call(bench: Bench, name: str, trouble: str) -> N
 async def test_trouble_at_every_call_of_a_creation_and_a_removal(bench: Bench, trouble: str) -> None:
     await bench.machine()  # what only the first of a VCH takes has been brought now
     before = bench.machines()
-    await bench.settled()
+    await settled(bench.driver)
     bench.front.clear()
     undisturbed = await bench.machine(running=True)
     creation = set(bench.front.calls) - _FOLLOWING
-    await bench.settled()
+    await settled(bench.driver)
     bench.front.clear()
     await bench.driver.destroy(undisturbed)
     removal = set(bench.front.calls) - _FOLLOWING

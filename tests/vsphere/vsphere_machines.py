@@ -18,7 +18,7 @@ import pytest
 from vsphere_front import Front
 from vsphere_plain import Plain
 from vsphere_simulator import HOST
-from vsphere_waiting import PATIENCE_S, everything_below, until
+from vsphere_waiting import PATIENCE_S, everything_below
 
 from portlayer.drivers.base import Machine, MachineSpec
 from portlayer.drivers.vsphere import site_driver
@@ -98,10 +98,6 @@ class Bench:
         if running:
             await machine.power_on()
         return machine
-
-    async def settled(self) -> None:
-        """Returns when the driver does nothing in the background."""
-        await until(lambda: not self.driver._background._tasks)
 
     def truth(self, machine_id: str) -> Any:
         """The VM, past the front; None when there is none of that id."""

@@ -6,6 +6,10 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from portlayer.drivers.vsphere.driver import VsphereDriver
 
 # Seconds; only a test that fails takes as long.
 PATIENCE_S = 60.0
@@ -16,6 +20,11 @@ async def until(what: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not what():
             await asyncio.sleep(0.01)
+
+
+async def settled(driver: VsphereDriver) -> None:
+    """Returns when all is done that the driver does though nobody waits for it."""
+    await until(lambda: not driver._background._tasks)
 
 
 def everything_below(directory: Path) -> Iterator[Path]:
