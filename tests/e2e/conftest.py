@@ -34,7 +34,8 @@ BUSYBOX = ROOT / "build/images/busybox.tar"
 VCH = Path(sys.executable).parent / "vch"
 # Programs that the machine does not bring (see scripts/test_tools.py).
 os.environ["PATH"] += f"{os.pathsep}{ROOT / 'build/tools/bin'}"
-CALL_TIMEOUT_S = 120
+# On a machine that is busy with other things an emulated serial port carries less than 10 KB/s.
+CALL_TIMEOUT_S = 300
 ON_VSPHERE = os.environ.get("VCH_E2E_HYPERVISOR") == "vsphere"
 
 
