@@ -68,8 +68,8 @@ async def serve(settings: Settings) -> AsyncIterator[None]:
                 networks=networks,
                 default_memory_bytes=settings.default_memory_bytes,
                 default_cpus=settings.default_cpus,
-                available_cpus=(await driver.capacity()).cpus,
                 default_disk_bytes=settings.default_disk_bytes,
+                capacity=await driver.capacity(),
                 metrics=metrics,
             )
             await store.open()

@@ -65,10 +65,14 @@ class MachineChange:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What there is for machines. `cpus`: of the largest host, since no machine spans two; `memory_bytes` of all."""
+    """What there is for machines. `cpus`: of the largest host, since no machine spans two; `memory_bytes` of all.
+
+    `machine_memory_bytes`: what a host gives one machine at most, 0 when that is not known.
+    """
 
     cpus: int
     memory_bytes: int
+    machine_memory_bytes: int
 
 
 @dataclass(frozen=True)

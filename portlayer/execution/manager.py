@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.message import DecodeError
 
-from portlayer.drivers.base import Machine, MachineChange, MachineDriver, MachineSpec
+from portlayer.drivers.base import Capacity, Machine, MachineChange, MachineDriver, MachineSpec
 from portlayer.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PortLayerError
 from portlayer.events import EventHub
 from portlayer.execution import names, process_spec, states
@@ -20,7 +20,7 @@ from portlayer.execution.container import RECORD_VERSION, Container
 from portlayer.execution.exec_process import ExecProcess
 from portlayer.execution.host import Host
 from portlayer.execution.process_spec import ImageConfig
-from portlayer.execution.sizes import Size, check_cpus, size_of
+from portlayer.execution.sizes import Size, check_fits, size_of
 from portlayer.execution.tasks import Tasks
 from portlayer.metrics import Metrics
 from portlayer.networks import Networks, cards
@@ -65,7 +65,7 @@ class Manager:
         default_memory_bytes: int,
         default_cpus: int,
         default_disk_bytes: int,
-        available_cpus: int,
+        capacity: Capacity,
         metrics: Metrics,
     ) -> None:
         self._driver = driver
@@ -74,7 +74,7 @@ class Manager:
         self._default_memory_bytes = default_memory_bytes
         self._default_cpus = default_cpus
         self._default_disk_bytes = default_disk_bytes
-        self._available_cpus = available_cpus
+        self._capacity = capacity
         self._tasks = Tasks()
         self._host = Host(driver, events, self._tasks, clones, metrics)
         self._containers: dict[str, Container] = {}
@@ -206,7 +206,7 @@ class Manager:
         image = self._images.get(spec.image)
         whole = process_spec.complete(spec, image.config, container_id)
         whole.networks[:] = [network.name for network in networks]
-        check_cpus(whole.resources, self._available_cpus)
+        check_fits(whole.resources, self._capacity)
         size = self._size(whole)
         self._images_in_use[image.id] += 1
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from portlayer.drivers.base import Capacity
 from portlayer.errors import InvalidArgumentError
 from portlayer.v1 import types_pb2
 
@@ -16,6 +17,7 @@ MIB = 1 << 20
 GUEST_RESERVE_BYTES = 192 * MIB
 # Docker's own lower limit.
 MIN_MEMORY_BYTES = 6 * MIB
+_GIB = 1 << 30
 _MAX_CPUS = 255
 _MIN_DISK_BYTES = 64 * MIB
 _MAX_DISK_BYTES = 16 << 40
@@ -53,11 +55,16 @@ def size_of(resources: types_pb2.Resources, *, memory_bytes: int, cpus: int, dis
     )
 
 
-def check_cpus(resources: types_pb2.Resources, available: int) -> None:
-    """Refuses more CPUs than the hypervisor's host has. Raises InvalidArgumentError."""
-    if resources.nano_cpus > available * 1_000_000_000:
+def check_fits(resources: types_pb2.Resources, capacity: Capacity) -> None:
+    """Refuses more CPUs or memory than any of the hypervisor's hosts has. Raises InvalidArgumentError."""
+    cpus, memory_bytes = capacity.cpus, capacity.machine_memory_bytes
+    if resources.nano_cpus > cpus * 1_000_000_000:
+        raise InvalidArgumentError(f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available")
+    limit = resources.memory_bytes
+    if limit and 0 < memory_bytes < limit + GUEST_RESERVE_BYTES:
         raise InvalidArgumentError(
-            f"range of CPUs is from 0.01 to {available}.00, as there are only {available} CPUs available"
+            f"a memory limit of {limit / _GIB:.2f} GiB takes a VM that is {GUEST_RESERVE_BYTES // MIB} MiB larger, and"
+            f" no host has more than {memory_bytes / _GIB:.2f} GiB"
         )
 
 

@@ -68,6 +68,7 @@ def test_exit_codes_and_streams(docker: Docker) -> None:
 def test_what_is_no_container(docker: Docker) -> None:
     assert "No such image" in docker("run --pull never nosuchimage true", code=125).err
     assert "unable to find user nobody-here" in docker("run --rm -u nobody-here busybox true", code=125).err
+    assert "no host has more than" in docker("run --rm --memory 1024t busybox true", code=125).err
     assert "network" in docker("run --rm -p 80:80 busybox true", code=125).err.lower()
     assert "network" in docker("run --rm --network mine busybox true", code=125).err.lower()
     assert docker("ps -a -q --filter ancestor=nosuchimage").out == ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fake_driver import FakeDriver
+from fake_driver import CAPACITY, FakeDriver
 from patience import PATIENCE_S
 
 from portlayer.drivers.base import Cloning
@@ -74,7 +74,7 @@ class Host:
             default_memory_bytes=1 << 30,
             default_cpus=1,
             default_disk_bytes=1 << 30,
-            available_cpus=2,
+            capacity=CAPACITY,
             metrics=self.metrics,
         )
 

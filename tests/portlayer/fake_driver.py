@@ -24,6 +24,8 @@ from portlayer.drivers.base import (
 )
 from portlayer.errors import ConflictError, DriverError, NotFoundError
 
+CAPACITY = Capacity(cpus=2, memory_bytes=16 << 30, machine_memory_bytes=8 << 30)
+
 
 async def open_line(
     agent: FakeAgent, keep: Callable[[asyncio.Task[None]], object]
@@ -209,7 +211,7 @@ class FakeDriver:
         self.tell = listener
 
     async def capacity(self) -> Capacity:
-        return Capacity(cpus=2, memory_bytes=8 << 30)
+        return CAPACITY
 
     async def info(self) -> Mapping[str, str]:
         return {"Accelerator": "none", "Guest kernel": "6.1"}

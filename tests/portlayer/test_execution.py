@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 from fake_agent import FakeAgent
-from fake_driver import FakeMachine
+from fake_driver import CAPACITY, FakeMachine
 from patience import PATIENCE_S, until
 
 from portlayer.drivers.base import PowerState
@@ -23,6 +24,7 @@ from portlayer.errors import (
 from portlayer.execution import Container, states, streams
 from portlayer.execution import container as container_module
 from portlayer.execution import ending as ending_module
+from portlayer.execution.sizes import GUEST_RESERVE_BYTES, check_fits
 from portlayer.execution.streams import Subscription
 from portlayer.logs import LogQuery, read
 from portlayer.v1 import execution_pb2, types_pb2
@@ -212,6 +214,9 @@ async def test_create_is_idempotent_by_request_id(host: Host) -> None:
         ({"process": types_pb2.ProcessConfig(capabilities_add=["MAGIC"])}, "unknown capability"),
         ({"process": types_pb2.ProcessConfig(env=["=x"])}, "invalid environment variable"),
         ({"resources": types_pb2.Resources(memory_bytes=1000)}, "Minimum memory limit"),
+        ({"resources": types_pb2.Resources(memory_bytes=1 << 40)}, r"1024\.00 GiB.* no host has more than 8\.00 GiB"),
+        ({"resources": types_pb2.Resources(memory_bytes=8 << 30)}, r"8\.00 GiB takes a VM that is 192 MiB larger"),
+        ({"resources": types_pb2.Resources(nano_cpus=2_000_000_001)}, "there are only 2 CPUs"),
         ({"hostname": "x" * 64}, "host name"),
         ({"frontend_data": {"docker": b"x" * 70_000}}, "64 KiB"),
         ({"tmpfs": [types_pb2.TmpfsMount(target="/")]}, "tmpfs"),
@@ -228,6 +233,13 @@ async def test_a_memory_limit_sizes_the_vm(host: Host) -> None:
     spec = container.machine.spec
     assert spec.memory_bytes > 100 << 20
     assert spec.cpus == 2
+    limit = CAPACITY.machine_memory_bytes - GUEST_RESERVE_BYTES
+    container = await host.create(resources=types_pb2.Resources(memory_bytes=limit))
+    assert container.machine.spec.memory_bytes == CAPACITY.machine_memory_bytes
+
+
+def test_no_memory_limit_is_too_large_for_hosts_that_nobody_knows() -> None:
+    check_fits(types_pb2.Resources(memory_bytes=1 << 40), dataclasses.replace(CAPACITY, machine_memory_bytes=0))
 
 
 async def test_exec_life(host: Host) -> None:

@@ -20,7 +20,7 @@ from vsphere_soap import Call, Reply
 from vsphere_trouble import held, raise_fault, unavailable
 from vsphere_waiting import PATIENCE_S, everything_below, until
 
-from portlayer.drivers.base import Change, PowerState
+from portlayer.drivers.base import Capacity, Change, PowerState
 from portlayer.drivers.vsphere import (
     background,
     cloning,
@@ -267,6 +267,25 @@ async def test_who_waits_for_the_end_waits_on_while_vcenter_is_away(
         async with asyncio.timeout(PATIENCE_S):
             await waiting
         assert away.hits == 3
+
+
+@pytest.mark.slow
+async def test_a_machine_has_the_memory_of_the_largest_host_at_most(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.driver() as driver:
+        sizes = [host.hardware.memorySize for host in site.cluster.host]
+        assert await driver.capacity() == Capacity(2, sum(sizes), max(sizes))
+        told: list[dict[str, int]] = [{"hardware.memorySize": 3}, {"hardware.memorySize": 5}]
+
+        async def read(objects: object, paths: object) -> dict[int, dict[str, int]]:
+            return dict(enumerate(told))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(driver.around.session, "read", read)
+            assert await driver.capacity() == Capacity(1, 8, 5)
+            told.append({})  # a host that says nothing may be larger
+            assert await driver.capacity() == Capacity(1, 8, 0)
 
 
 @pytest.mark.slow

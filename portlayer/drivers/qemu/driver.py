@@ -103,7 +103,9 @@ class QemuDriver:
         """Nothing to tell: nobody else has a hand in these machines."""
 
     async def capacity(self) -> Capacity:
-        return Capacity(os.cpu_count() or 1, psutil.virtual_memory().total)
+        memory = psutil.virtual_memory().total
+        # Linux refuses a mapping that is larger than both together.
+        return Capacity(os.cpu_count() or 1, memory, memory + psutil.swap_memory().total)
 
     async def dismantle(self) -> Sequence[str]:
         return []  # all there is, is in the state directory

@@ -239,9 +239,11 @@ class VsphereDriver:
             if self._capacity is None:
                 raise
             return self._capacity  # as it was: `docker info` does not fail because vCenter is away
+        memory = [int(host.get(paths[1], 0)) for host in found]
         self._capacity = Capacity(
             max((int(host.get(paths[0], 1)) for host in found), default=1),
-            sum(int(host.get(paths[1], 0)) for host in found),
+            sum(memory),
+            max(memory, default=0) if all(memory) else 0,  # one that does not say may be the largest
         )
         return self._capacity
 
