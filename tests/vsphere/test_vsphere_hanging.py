@@ -12,6 +12,7 @@ import pytest
 from vsphere_front import Front
 from vsphere_sessions import through
 from vsphere_trouble import held
+from vsphere_waiting import until
 
 from portlayer.drivers.vsphere import pulse
 from portlayer.drivers.vsphere.session import CONCURRENCY, Session
@@ -93,9 +94,7 @@ async def test_one_that_is_slow_over_a_call_is_waited_for(
     monkeypatch.setattr(pulse, "QUESTION_S", 60.0)
     hang(front, gate, "CurrentTime")
     looking = asyncio.ensure_future(look(session))
-    async with asyncio.timeout(60):
-        while front.calls["CurrentTime"] < 3:
-            await asyncio.sleep(0.01)
+    await until(lambda: front.calls["CurrentTime"] >= 3)
     assert not looking.done()
     gate.set()
     assert await looking is not None
@@ -125,8 +124,6 @@ async def test_a_session_that_is_closed_keeps_nobody_waiting(front: Front, gate:
     async with through(front) as session:
         hang(front, gate)
         waiting = [asyncio.ensure_future(look(session)) for _ in range(2 * CONCURRENCY)]
-        async with asyncio.timeout(60):
-            while front.calls["FindByInventoryPath"] < CONCURRENCY:
-                await asyncio.sleep(0.01)
+        await until(lambda: front.calls["FindByInventoryPath"] >= CONCURRENCY)
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(one, DriverError) and "is closed" in str(one) for one in outcomes), outcomes

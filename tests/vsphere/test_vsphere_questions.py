@@ -13,7 +13,7 @@ from vsphere_front import Action, Forward, Front
 from vsphere_site import Site, spec
 from vsphere_soap import Call, Reply, task_reply
 from vsphere_trouble import held, raise_fault
-from vsphere_waiting import until
+from vsphere_waiting import PATIENCE_S, until
 
 from portlayer.drivers.base import PowerState
 from portlayer.drivers.vsphere import questions, vch_surroundings, virtual_machines
@@ -64,6 +64,7 @@ async def test_a_start_that_meets_a_question_says_so_and_leaves_the_vm_off(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(virtual_machines, "ANSWER_S", 0.05)
+    monkeypatch.setattr(vch_surroundings, "_CALL_OFF_S", PATIENCE_S)
     async with site.driver() as driver:
         machine = await a_machine(driver)
         waits = threading.Event()
