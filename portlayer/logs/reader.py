@@ -45,20 +45,23 @@ async def read(log: Log, query: LogQuery, *, follow_while: Callable[[], bool] | 
         changed = log.changed
         more = follow_while is not None and follow_while()
         while True:
-            data, following = await asyncio.to_thread(log.read, position, _READ_BYTES)
-            records, end = decode(data)
+            records, following = await _records_at(log, position)
             for chunk in _joined(shaper.shape(records)):
                 yield chunk
             if shaper.over:
                 return
-            if end:
-                position = Position(position.file, position.byte + end)
-            elif following is not None:
-                position = following
-            else:
+            if following is None:
                 break
+            position = following
         if not more or not await _appended(changed, query.until_ns):
             return
+
+
+async def _records_at(log: Log, position: Position) -> tuple[list[Record], Position | None]:
+    """Some records, and where the next ones are; None where no whole record is, and no other file follows (yet)."""
+    data, following = await asyncio.to_thread(log.read, position, _READ_BYTES)
+    records, size = decode(data)
+    return records, Position(position.file, position.byte + size) if records else following
 
 
 async def _appended(changed: asyncio.Event, until_ns: int) -> bool:
@@ -76,16 +79,12 @@ async def _count_lines(log: Log, position: Position, end: Position, query: LogQu
     """Number of lines that begin before `end` and fit the query."""
     counter = _Shaper(query)
     while position.file < end.file or position.byte < end.byte:
-        data, following = await asyncio.to_thread(log.read, position, _READ_BYTES)
-        records, size = decode(data)
+        records, following = await _records_at(log, position)
         for record in records:
             counter.count(record)
-        if records:
-            position = Position(position.file, position.byte + size)
-        elif following is not None:
-            position = following
-        else:
+        if following is None:
             break
+        position = following
     return counter.lines
 
 
