@@ -99,6 +99,10 @@ class Control:
         datacenter = self._content.rootFolder.childEntity[0]
         return str(self._content.datastoreNamespaceManager.ConvertNamespacePathToUuidPath(datacenter, url))
 
+    def unregister(self, identity: str) -> None:
+        """Takes a VM out of the inventory; its files stay."""
+        self.machine(identity).UnregisterVM()
+
     def end_sessions(self, keys: set[str]) -> None:
         for key in keys:
             with contextlib.suppress(vim.fault.NotFound):

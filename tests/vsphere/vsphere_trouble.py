@@ -47,6 +47,17 @@ def fail_task_after(fault: vmodl.MethodFault) -> Action:
     return act
 
 
+def fail_creation_half_way(fault: vmodl.MethodFault) -> Action:
+    """The files of a VM are made, there is no VM, its task ends in this fault, and nobody takes the files back."""
+
+    async def act(front: Front, call: Call, forward: Forward) -> Reply:
+        vm = await front.controlled(front.control.outcome, (await forward()).task)
+        await front.controlled(front.control.unregister, vm._moId)
+        return await _failed(front, call, fault)
+
+    return act
+
+
 def cut_before() -> Action:
     """The connection breaks before the simulator has heard anything."""
 

@@ -24,10 +24,12 @@ from portlayer.drivers.vsphere import (
     namespaces,
     operations,
     placement,
+    vmdk,
 )
 from portlayer.drivers.vsphere.background import Background
 from portlayer.drivers.vsphere.changes import Changes, removed
 from portlayer.drivers.vsphere.cloning import CLONE_NAME, VsphereCloning, is_supported
+from portlayer.drivers.vsphere.creations import Creation, Creations
 from portlayer.drivers.vsphere.datastore import VsphereDatastore
 from portlayer.drivers.vsphere.event_source import EventLog
 from portlayer.drivers.vsphere.extra_config import Kept
@@ -75,6 +77,8 @@ class VsphereDriver:
         self._template = vm_name_template
         self._roster = Roster(state_dir.absolute() / "machines")
         self._background = Background()
+        notes = state_dir.absolute() / "creations"
+        self._creations = Creations(session, placement.folder, disk_place, notes, self._background)
         self._changes = Changes(session, self._roster, self._background, self._forget)
         self._vms = VirtualMachines(session, placement.scope, self._changes.seen, self._background.later)
         self._events = EventLog(placement.scope, self._changes.happened)
@@ -136,6 +140,7 @@ class VsphereDriver:
     async def _load(self) -> None:
         """What is in the folder, or was. A VM that cannot be read is left alone, for an administrator to see."""
         place, expected = self._placement, await asyncio.to_thread(self._roster.expected)
+        await self._creations.settle()
         contents = await inventory_load.load(self._session, place.scope, place.own_pool, expected)
         for found, kept in contents.containers:
             self._lines.admit(found.vc_uuid, kept.token)
@@ -153,6 +158,8 @@ class VsphereDriver:
         for found, values in contents.templates:
             await operations.quietly(self._cloning.load(found, values), f"taking up the template {found.name}")
         if not contents.is_partial:  # or what a container needs would go that comes back: its logs, its guest image
+            made = {*expected, *(kept.spec.id for _, kept in contents.containers)}
+            self._background.later(self._creations.sweep(made), "removing what creations left")
             await asyncio.to_thread(self._roster.remove_stray_directories)
             self._background.later(self._remove_unused_isos(), "removing guest images that no VM boots")
 
@@ -189,24 +196,29 @@ class VsphereDriver:
         name = config_spec.display_name(self._template, spec.name, spec.id)
         vc_uuid = first_uuid(spec.id)
         kept = Kept(spec, secrets.token_hex(16), await self.around.boot())
+        disk = f"{self._disk_directory}/{spec.id}{vmdk.SUFFIX}"
         disks = config_spec.Disks(
             image=await self.around.image_disk(spec.image_disk),
             empty=await self._datastore.empty_disk(spec.writable_disk_bytes),
-            writable=self._disk_place.path(f"{self._disk_directory}/{spec.id}.vmdk"),
+            writable=self._disk_place.path(disk),
         )
         values = extra_config.fixed(spec, kept.token) | extra_config.boot(kept.boot) | extra_config.record(record)
         config = self.around.described(spec)
         hardware = self.around.hardware(kept.boot, kept.token, spec.networks)
         config_spec.describe(config, spec, name, hardware, disks, vc_uuid, values)
+        await self._creations.begin(spec.id, Creation(vc_uuid, self._disk_place.name, disk, directory=name))
         # Known before the VM is: it dials in as soon as it runs.
         self._lines.admit(vc_uuid, kept.token)
         try:
             vm = await self.around.make(config, f"creating the VM {name}")
             machine = self._machine(Found(vm, name, vc_uuid), kept, record)
             self._add(machine)
-        except BaseException:
+        except BaseException as error:
             self._lines.dismiss(vc_uuid)
+            if isinstance(error, PortLayerError):
+                await self._creations.failed(spec.id, error)
             raise
+        await self._creations.succeeded(spec.id)
         return machine
 
     async def _destroy(self, machine_id: str) -> None:

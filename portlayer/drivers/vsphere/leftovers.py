@@ -22,6 +22,13 @@ class Leftovers:
         self._remove = remove
         self._names: set[str] = set()
 
+    def __contains__(self, name: str) -> bool:
+        """Whether it stayed."""
+        return name in self._names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
     async def remove(self, name: str) -> None:
         """Now, or later."""
         try:
@@ -30,6 +37,10 @@ class Leftovers:
         except PortLayerError as error:
             _log.warning("%s %s stays for now: %s", self._kind, name, error)
             self._names.add(name)
+
+    def add(self, name: str) -> None:
+        """It is to be removed later."""
+        self._names.add(name)
 
     async def try_again(self) -> None:
         """With all that stayed."""

@@ -59,6 +59,15 @@ async def delete(session: Session, path: str, datacenter: vim.Datacenter) -> Non
     await session.run(method, path, datacenter, what=f"removing the disk {path}")
 
 
+async def remove(session: Session, place: Place, files: Files, path: str) -> None:
+    """Of that place. No effect when it is gone. Half a disk is removed too. ConflictError when a running VM has it."""
+    try:
+        await delete(session, place.path(path), place.datacenter)
+    except NotFoundError:  # of all its files, or of one of them
+        await files.remove(path)
+        await files.remove(content_path(path))
+
+
 class Disks:
     """Paths are relative to the datastore and end in ".vmdk". Methods raise PortLayerError."""
 
@@ -91,11 +100,7 @@ class Disks:
 
     async def remove(self, path: str) -> None:
         """No effect when it is gone. Half a disk is removed too. ConflictError when a running VM has it."""
-        try:
-            await delete(self._session, self._place.path(path), self._place.datacenter)
-        except NotFoundError:
-            await self._files.remove(path)
-            await self._files.remove(content_path(path))
+        await remove(self._session, self._place, self._files, path)
 
     async def remove_directory(self, path: str) -> None:
         """With the disks in it. No effect when it is gone."""
