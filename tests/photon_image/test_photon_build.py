@@ -15,7 +15,8 @@ from sources import AptSource
 
 import build
 
-pytestmark = pytest.mark.slow  # five builds
+# Five builds, each of which waits for those of other workers.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CACHE = Path(__file__).parents[2] / "build" / "photon-image-cache"
 MAXIMUM_BYTES = 30_000_000

@@ -16,7 +16,8 @@ from sources import AptSource
 
 import build
 
-pytestmark = pytest.mark.slow
+# Builds wait for those of other workers.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CACHE = Path(__file__).parents[2] / "build" / "photon-image-cache"
 
