@@ -4,7 +4,8 @@ vSphere does not let anyone choose a disk's serial number, but it keeps a disk a
 for the disk at target N (LUN 0) of the machine's PVSCSI controller. Any other name is a serial number.
 
 The controller tells the kernel of disks that come and go, by messages in a ring. This does not rely on them: it asks
-for a disk that is not there yet, and says when it has let go of one. (Under QEMU a restored machine loses the ring.)
+for a disk that is not there yet, again and again, and says when it has let go of one. (Under QEMU a restored machine
+loses the ring.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from contextlib import suppress
 _BLOCK = "/sys/block"
 _HOSTS = "/sys/class/scsi_host"
 _DEV = "/dev"
-_WAIT_S = 10.0
+_WAIT_S = 30.0
+_ASK_AGAIN_S = 1.0
 _KOBJECT_UEVENT, _KERNEL_GROUP = 15, 1
 _PVSCSI = "vmw_pvscsi"
 _TARGET_PREFIX = "scsi:"
@@ -31,7 +33,7 @@ _last_seen: dict[str, str] = {}
 
 
 def find(name: str) -> str:
-    """Path of the block device; waits for the kernel to announce it, 10 s at most.
+    """Path of the block device; waits for the kernel to announce it, 30 s at most.
 
     Raises OSError: ENODEV when no such disk appears, EINVAL for a target that cannot be.
     """
@@ -55,21 +57,23 @@ def _target(name: str) -> int:
     return int(digits)
 
 
-def _wait_for(name: str, is_it: Callable[[str], bool], otherwise: str, ask: Callable[[], None] | None = None) -> str:
+def _wait_for(name: str, is_it: Callable[[str], bool], otherwise: str, ask: Callable[[], None] = lambda: None) -> str:
     if disk := _present(name, is_it):
         return disk
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _KOBJECT_UEVENT) as uevents:
         uevents.bind((0, _KERNEL_GROUP))
-        deadline = time.monotonic() + _WAIT_S
-        if ask is not None:
-            ask()
-        while not (disk := _present(name, is_it)):
-            try:
-                uevents.settimeout(max(deadline - time.monotonic(), 0.001))
+        ask_at = time.monotonic()
+        deadline = ask_at + _WAIT_S
+        while (now := time.monotonic()) < deadline:
+            if now >= ask_at:
+                ask()
+                ask_at = now + _ASK_AGAIN_S
+            if disk := _present(name, is_it):
+                return disk
+            with suppress(TimeoutError):
+                uevents.settimeout(min(_ASK_AGAIN_S, deadline - now))
                 uevents.recv(8192)
-            except TimeoutError:
-                raise OSError(errno.ENODEV, otherwise) from None
-        return disk
+    raise OSError(errno.ENODEV, otherwise)
 
 
 def _present(name: str, is_it: Callable[[str], bool]) -> str:

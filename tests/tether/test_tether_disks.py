@@ -152,6 +152,25 @@ def test_the_controller_is_asked_for_a_disk_that_is_not_there(machine: Machine) 
     assert not (machine.hosts / "host0/scan").exists()
 
 
+def test_the_controller_is_asked_again_as_long_as_nothing_announces_the_disk(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is attached just after it was asked for: a restored machine announces none of itself."""
+    machine.host(0, "vmw_pvscsi")
+    asked: list[int] = []
+
+    def ask(target: int) -> None:
+        asked.append(target)
+        if len(asked) == 3:
+            machine.scsi("sda", "0:0:2:0")
+
+    monkeypatch.setattr(disks, "_ask_for", ask)
+    monkeypatch.setattr(disks, "_ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(disks, "_WAIT_S", 60.0)
+    assert disks.find("scsi:2") == machine.path("sda")
+    assert asked == [2, 2, 2]
+
+
 def test_disks_at_targets_are_let_go_of_once(machine: Machine) -> None:
     machine.host(0, "vmw_pvscsi")
     machine.scsi("sda", "0:0:0:0")
