@@ -23,10 +23,10 @@ from portlayer.errors import ConflictError
 Kind = vmodl.query.PropertyCollector.ObjectUpdate.Kind
 
 
-def a_question(text: str, *labels: str) -> Any:
+def a_question(text: str, *labels: str, id: str = "1") -> Any:
     choices = [vim.ElementDescription(key=str(key), label=label, summary="") for key, label in enumerate(labels)]
     return vim.vm.QuestionInfo(
-        id="1", text=text, choice=vim.option.ChoiceOption(choiceInfo=choices, defaultIndex=0, valueIsReadonly=True)
+        id=id, text=text, choice=vim.option.ChoiceOption(choiceInfo=choices, defaultIndex=0, valueIsReadonly=True)
     )
 
 
@@ -116,6 +116,32 @@ async def test_an_answer_in_time_lets_the_start_go_on(site: Site, monkeypatch: p
         answered.set()
         await starting
         assert not site.front.calls["CancelTask"]
+
+
+async def test_what_else_changes_gives_no_more_time_for_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_machines, "ANSWER_S", 0.5)
+    async with site.driver() as driver, asyncio.timeout(PATIENCE_S):
+        machine = await a_machine(driver)
+        told(driver, machine.vm, MOVED)
+        asked = asyncio.ensure_future(driver.around.vms.asked(machine.vm))
+        while not asked.done():
+            told(driver, machine.vm, MOVED)
+            await asyncio.sleep(0.001)
+        assert await asked is MOVED
+
+
+async def test_each_question_has_its_own_time_for_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_machines, "ANSWER_S", 600.0)
+    async with site.driver() as driver:
+        machine = await a_machine(driver)
+        asked = asyncio.ensure_future(driver.around.vms.asked(machine.vm))
+        for question in (MOVED, None):
+            told(driver, machine.vm, question)
+            await asyncio.wait((asked,), timeout=0.01)
+            assert not asked.done()
+        monkeypatch.setattr(virtual_machines, "ANSWER_S", 0.0)
+        told(driver, machine.vm, another := a_question("no space", "Cancel", id="2"))
+        assert await asked is another
 
 
 async def test_a_question_that_was_answered_while_nobody_followed_is_none(site: Site) -> None:

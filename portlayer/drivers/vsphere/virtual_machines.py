@@ -83,11 +83,19 @@ class VirtualMachines:
         """Waits until vSphere asks something about this VM, and for some time nobody answers. Gives the question."""
         while True:
             change, question = self.change(vm), self.known(vm, QUESTION)
-            try:
-                async with asyncio.timeout(None if question is None else ANSWER_S):
-                    await change.wait()
-            except TimeoutError:
+            if question is not None and await self._is_left_open(vm, question):
                 return question
+            await change.wait()
+
+    async def _is_left_open(self, vm: vim.VirtualMachine, question: Any) -> bool:
+        """Whether it is still asked after the time for an answer, whatever else of the VM changes meanwhile."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                while (now := self.known(vm, QUESTION)) is not None and now.id == question.id:
+                    await self.change(vm).wait()
+        except TimeoutError:
+            return True
+        return False
 
     def follow(self, vms: Sequence[vim.VirtualMachine]) -> None:
         """Follows VMs that are not in the folder, as soon as vSphere can be asked."""
