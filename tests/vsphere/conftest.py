@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def _nothing_that_vcenter_would_refuse(monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(session, "Stub", lambda **options: strict(stub(**options), faults))
     yield
     assert not faults
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Set: the vCenter of a test, which is `held`, goes on."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
 
 
 @pytest.fixture(scope="session")

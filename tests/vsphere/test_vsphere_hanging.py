@@ -27,14 +27,6 @@ CALLS = (
 
 
 @pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    """Set: the vCenter of a test goes on."""
-    gate = threading.Event()
-    yield gate
-    gate.set()
-
-
-@pytest.fixture
 async def session(front: Front, gate: threading.Event) -> AsyncIterator[Session]:
     async with through(front) as session:
         yield session

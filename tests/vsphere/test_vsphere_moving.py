@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +25,6 @@ from portlayer.drivers.vsphere.machine import first_uuid
 from portlayer.errors import DriverError, NotFoundError
 
 BROKEN = vim.fault.GenericVmConfigFault(msg="in vain")
-
-
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    gate = threading.Event()
-    yield gate
-    gate.set()
 
 
 @pytest.fixture

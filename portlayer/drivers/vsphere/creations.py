@@ -158,7 +158,7 @@ class Creations:
         return [path.name for path in self._directory.iterdir()]
 
     def _read(self, machine_id: str) -> Creation | None:
-        """None when there is none, or the port layer ended while it wrote it: then nothing was asked of vSphere."""
+        """None when there is none, or it was not written whole: the port layer was killed, or the disk was full."""
         with contextlib.suppress(OSError, msgspec.MsgspecError):
             return msgspec.json.decode(self._note(machine_id).read_bytes(), type=Creation)
         return None
